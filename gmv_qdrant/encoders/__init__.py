@@ -1,0 +1,1 @@
+"""Networks and other functions that turn an image into one vector."""

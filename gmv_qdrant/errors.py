@@ -1,0 +1,64 @@
+"""Every error this package raises on purpose.
+
+::
+
+    GmvError
+    ├── SettingsError            a setting, flag or name that cannot be used
+    ├── SourceError              a path, table or archive that cannot be read
+    ├── ImageError               one image that cannot be used (becomes a quarantine row)
+    ├── ModelError               missing weights, unknown encoder, disagreeing activation
+    ├── StoreError
+    │   ├── StoreUnavailable     no answer, or an answer that says "later"
+    │   └── CollectionMismatch   the collection is not the one that the settings describe
+    └── LedgerError
+        ├── LedgerLocked         another process is writing
+        └── FingerprintMismatch  the evidence was made with other settings
+
+A message is one sentence that says what is wrong, with the offending value and the way out.
+"""
+
+from __future__ import annotations
+
+
+class GmvError(Exception):
+    """Root of the tree; the command line prints its message and exits 1."""
+
+
+class SettingsError(GmvError):
+    """A setting, flag or name that cannot be used."""
+
+
+class SourceError(GmvError):
+    """A path, table or archive that cannot be read."""
+
+
+class ImageError(GmvError):
+    """One image that cannot be used; the pipelines turn it into a quarantine row."""
+
+
+class ModelError(GmvError):
+    """A model that cannot be had: missing weights, unknown name, wrong activation."""
+
+
+class StoreError(GmvError):
+    """The vector store refused or failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The vector store did not answer in time, or is locked by another process."""
+
+
+class CollectionMismatch(StoreError):
+    """The collection does not have the vectors that the settings describe."""
+
+
+class LedgerError(GmvError):
+    """The ledger refused or failed."""
+
+
+class LedgerLocked(LedgerError):
+    """Another process holds the ledger's lock."""
+
+
+class FingerprintMismatch(LedgerError):
+    """The ledger's evidence was made with other settings."""

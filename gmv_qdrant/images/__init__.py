@@ -1,0 +1,1 @@
+"""From paths, tables and archives to records, and from bytes to RGB."""

@@ -1,0 +1,1 @@
+"""The DuckDB file that keeps the evidence, and the SQL that turns it into values and credits."""

@@ -1,0 +1,90 @@
+-- The ledger keeps evidence, not sums: who matched whom, at what distance, and how good the image was.
+CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+
+CREATE TABLE training (
+    training_key    INTEGER PRIMARY KEY,
+    point_id        VARCHAR NOT NULL UNIQUE,   -- UUIDv5 of the content hash, or a foreign collection's id
+    content_hash    VARCHAR,                   -- SHA-256 of the bytes, hex; NULL in adopted collections
+    label           VARCHAR,                   -- of the first source
+    width           INTEGER,
+    height          INTEGER,
+    epoch_added     INTEGER NOT NULL,
+    epoch_withdrawn INTEGER,                   -- NULL while the image is in the training set
+    attributes      JSON                       -- of the first source
+);
+
+CREATE TABLE sources (
+    training_key INTEGER NOT NULL,
+    uri          VARCHAR NOT NULL,
+    owner        VARCHAR,
+    label        VARCHAR,
+    licence      VARCHAR,
+    attributes   JSON,
+    file_size    BIGINT,                       -- with file_time: lets ingest skip a file it has seen
+    file_time    BIGINT,                       -- nanoseconds
+    UNIQUE (training_key, uri)
+);
+
+CREATE TABLE generated (
+    generated_key INTEGER PRIMARY KEY,
+    point_id      VARCHAR NOT NULL,            -- UUIDv5 of the content hash
+    content_hash  VARCHAR NOT NULL,
+    uri           VARCHAR NOT NULL,
+    batch         VARCHAR NOT NULL,
+    label         VARCHAR,
+    quality       DOUBLE,                      -- in [0,1]; NULL without a quality metric
+    recall_radius DOUBLE,                      -- recall distance of the K-th candidate; infinite when fewer exist
+    epoch_valued  INTEGER NOT NULL,
+    attributes    JSON,
+    UNIQUE (batch, uri)
+);
+
+CREATE TABLE matches (                         -- the evidence: K rows for each generated image, in order of rank
+    generated_key INTEGER NOT NULL,
+    training_key  INTEGER NOT NULL,
+    rank          SMALLINT NOT NULL,           -- 1 is the nearest; ties are broken by point_id
+    distance      DOUBLE NOT NULL              -- in the re-rank space
+);
+
+CREATE TABLE features (                        -- where an image's vector stands in the feature files
+    space VARCHAR NOT NULL,                    -- training/rerank, generated/recall, generated/rerank
+    key   INTEGER NOT NULL,
+    shard INTEGER NOT NULL,
+    row   INTEGER NOT NULL,
+    PRIMARY KEY (space, key)
+);
+
+CREATE TABLE runs (
+    run_id      VARCHAR PRIMARY KEY,
+    verb        VARCHAR NOT NULL,
+    started_at  TIMESTAMPTZ NOT NULL,
+    finished_at TIMESTAMPTZ,
+    epoch       INTEGER NOT NULL,
+    settings    JSON,
+    versions    JSON,
+    counts      JSON,
+    timings     JSON,
+    status      VARCHAR NOT NULL               -- running, done, failed
+);
+
+CREATE TABLE quarantine (
+    uri    VARCHAR NOT NULL,
+    reason VARCHAR NOT NULL,
+    run_id VARCHAR NOT NULL,
+    at     TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE tombstones (                      -- all that stays of a withdrawn image
+    content_hash VARCHAR PRIMARY KEY,
+    withdrawn_at TIMESTAMPTZ NOT NULL,
+    reason       VARCHAR NOT NULL
+);
+
+CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents
+    name            VARCHAR PRIMARY KEY,
+    temperature     DOUBLE NOT NULL,
+    no_contributor  DOUBLE,                    -- distance at which "nothing here" weighs as much as an image
+    fitted_at       TIMESTAMPTZ NOT NULL,
+    settings        JSON,
+    figures         JSON
+);

@@ -1,0 +1,1 @@
+"""What moves images to evidence: ingest, matching, valuation, maintenance."""

@@ -1,0 +1,1 @@
+"""Quality of one generated image, in [0,1]."""

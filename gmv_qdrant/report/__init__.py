@@ -1,0 +1,1 @@
+"""Credits to look at: tables, plots, pages."""

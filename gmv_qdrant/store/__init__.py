@@ -1,0 +1,1 @@
+"""Where the recall vectors of the training images live."""
