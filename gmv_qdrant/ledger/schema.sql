@@ -71,7 +71,7 @@ CREATE TABLE quarantine (
     uri    VARCHAR NOT NULL,
     reason VARCHAR NOT NULL,
     run_id VARCHAR NOT NULL,
-    at     TIMESTAMPTZ NOT NULL
+    "at"   TIMESTAMPTZ NOT NULL              -- quoted: a reserved word
 );
 
 CREATE TABLE tombstones (                      -- all that stays of a withdrawn image
