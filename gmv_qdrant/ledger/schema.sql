@@ -10,6 +10,8 @@ CREATE TABLE training (
     height          INTEGER,
     epoch_added     INTEGER NOT NULL,
     epoch_withdrawn INTEGER,                   -- NULL while the image is in the training set
+    withdrawn_at    TIMESTAMPTZ,               -- a withdrawn row is a tombstone: hash, date and reason stay
+    withdrawn_why   VARCHAR,
     attributes      JSON                       -- of the first source
 );
 
@@ -34,7 +36,7 @@ CREATE TABLE generated (
     label         VARCHAR,
     quality       DOUBLE,                      -- in [0,1]; NULL without a quality metric
     recall_radius DOUBLE,                      -- recall distance of the K-th candidate; infinite when fewer exist
-    epoch_valued  INTEGER NOT NULL,
+    epoch_valued  INTEGER NOT NULL,            -- the training set that its matches are exact for; 0: value it again
     attributes    JSON,
     UNIQUE (batch, uri)
 );
@@ -43,7 +45,8 @@ CREATE TABLE matches (                         -- the evidence: K rows for each 
     generated_key INTEGER NOT NULL,
     training_key  INTEGER NOT NULL,
     rank          SMALLINT NOT NULL,           -- 1 is the nearest; ties are broken by point_id
-    distance      DOUBLE NOT NULL              -- in the re-rank space
+    distance      DOUBLE NOT NULL,             -- in the re-rank space
+    view          TINYINT NOT NULL DEFAULT 0   -- the view of the generated image that matched: 0 as it is, 1 flipped
 );
 
 CREATE TABLE features (                        -- where an image's vector stands in the feature files
@@ -72,12 +75,6 @@ CREATE TABLE quarantine (
     reason VARCHAR NOT NULL,
     run_id VARCHAR NOT NULL,
     "at"   TIMESTAMPTZ NOT NULL              -- quoted: a reserved word
-);
-
-CREATE TABLE tombstones (                      -- all that stays of a withdrawn image
-    content_hash VARCHAR PRIMARY KEY,
-    withdrawn_at TIMESTAMPTZ NOT NULL,
-    reason       VARCHAR NOT NULL
 );
 
 CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents

@@ -1,0 +1,165 @@
+"""The DuckDB file: connections held briefly, one transaction per batch, locks waited for.
+
+DuckDB lets one process write, or many read, never both. So nobody keeps the file open: a writer connects,
+commits one batch and lets go; a reader connects, fetches and lets go. Either waits for the other.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from ..errors import LedgerError, LedgerLocked
+
+SCHEMA_VERSION = "1"
+READER_PATIENCE = 10.0
+"""Seconds that a reader waits for a batch to be committed."""
+WRITER_PATIENCE = 60.0
+"""Seconds that a writer waits for readers to finish."""
+
+# What SQL typed by a person may do: read this ledger, and nothing else.
+_LOCKED = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "lock_configuration": "true",
+}
+
+Connection = duckdb.DuckDBPyConnection
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Somebody else has the file open in a way that excludes us; it passes."""
+    text = str(error)
+    return isinstance(error, duckdb.Error) and (
+        "Could not set lock" in text or "different configuration" in text
+    )
+
+
+class Ledger:
+    """One ledger file.
+
+    Raises `LedgerLocked` when the other side holds the file for longer than the patience, and
+    `LedgerError` when the file isn't a ledger or has another schema version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writing = threading.RLock()
+
+    @classmethod
+    def create(cls, path: Path) -> Ledger:
+        """Make an empty ledger: tables, and the macros that turn evidence into values."""
+        ledger = cls(path)
+        with ledger.write() as con:
+            here = files(__package__)
+            con.execute(here.joinpath("schema.sql").read_text())
+            con.execute(here.joinpath("credits.sql").read_text())
+            ledger.set_meta(con, schema_version=SCHEMA_VERSION, epoch=0)
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        if not path.is_file():
+            raise LedgerError(f"there is no ledger at {path}: make the workspace with 'gmv-qdrant init'")
+        ledger = cls(path)
+        try:
+            version = ledger.meta().get("schema_version")
+        except duckdb.Error as error:
+            raise LedgerError(f"{path} is not a ledger of this tool: {error}") from error
+        if version != SCHEMA_VERSION:
+            raise LedgerError(
+                f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
+                "use the version of gmv-qdrant that made it, or start another workspace"
+            )
+        return ledger
+
+    # -- connections ---------------------------------------------------------------------------------
+
+    def _connect(self, patience: float, *, read_only: bool, locked: bool = False) -> Connection:
+        retrying = Retrying(
+            retry=retry_if_exception(_is_busy),
+            wait=wait_random_exponential(multiplier=0.02, max=0.5),
+            stop=stop_after_delay(patience),
+        )
+        try:
+            config: dict[str, Any] = dict(_LOCKED) if locked else {}
+            return retrying(duckdb.connect, str(self.path), read_only=read_only, config=config)
+        except RetryError as error:
+            doing = "writing to" if read_only else "using"
+            raise LedgerLocked(
+                f"another process has been {doing} the ledger {self.path} for over {patience:g} s: "
+                "try again when it has finished"
+            ) from error.last_attempt.exception()
+        except duckdb.IOException as error:
+            raise LedgerError(f"the ledger {self.path} cannot be opened: {error}") from error
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction: committed at the end of the block, rolled back on any error."""
+        with self._writing:
+            con = self._connect(WRITER_PATIENCE, read_only=False)
+            try:
+                con.execute("BEGIN TRANSACTION")
+                try:
+                    yield con
+                except BaseException:
+                    con.execute("ROLLBACK")
+                    raise
+                con.execute("COMMIT")
+            finally:
+                con.close()
+
+    @contextmanager
+    def read(self, *, locked: bool = False) -> Iterator[Connection]:
+        """A read-only connection; keep the block short, a writer may be waiting.
+
+        locked: for SQL typed by a person: no files, no network, no change of settings.
+        """
+        con = self._connect(READER_PATIENCE, read_only=True, locked=locked)
+        try:
+            yield con
+        finally:
+            con.close()
+
+    def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table) -> pa.Table:
+        """Rows of one read as an Arrow table; ``tables`` can be named in the SQL."""
+        with self.read() as con:
+            for name, table in tables.items():
+                con.register(name, table)
+            return con.sql(sql, params=parameters or None).to_arrow_table()
+
+    # -- small facts ---------------------------------------------------------------------------------
+
+    def meta(self) -> dict[str, str]:
+        with self.read() as con:
+            return dict(con.execute("SELECT key, value FROM meta").fetchall())
+
+    @staticmethod
+    def set_meta(con: Connection, **values: object) -> None:
+        for key, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            con.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, text])
+
+    @property
+    def epoch(self) -> int:
+        """The version of the training set: 0 when nothing was ever ingested."""
+        return int(self.meta()["epoch"])
+
+
+def insert(con: Connection, table: str, columns: dict[str, Any]) -> None:
+    """Append rows, given as columns, to a table."""
+    rows = pa.table(columns)
+    con.register("rows_to_insert", rows)
+    names = ", ".join(columns)
+    con.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM rows_to_insert")
+    con.unregister("rows_to_insert")

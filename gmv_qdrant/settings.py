@@ -1,0 +1,139 @@
+"""What a workspace is made with: a flag beats the environment, which beats ``gmv.toml``, which beats the default."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from .errors import SettingsError
+
+FILE = "gmv.toml"
+
+EVIDENCE = (
+    "encoder",
+    "encoder_weights",
+    "distance",
+    "quality",
+    "candidates",
+    "quantization",
+    "views",
+    "rerank",
+    "qdrant_url",
+    "collection",
+    "vector_name",
+    "tenant",
+)
+"""Settings that decide what the evidence is; they are written at ``init`` and stay."""
+
+
+class Settings(BaseSettings):
+    """Settings of one workspace.
+
+    The first group decides what the evidence is and belongs to the ledger; the second only decides how fast it
+    is made, and may differ from run to run.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GMV_", extra="forbid", populate_by_name=True, validate_default=True
+    )
+
+    encoder: str = "clip:ViT-B-32-quickgelu/openai"
+    encoder_weights: str | None = None
+    distance: str = "dreamsim"
+    quality: str = "maniqa"
+    candidates: int = Field(200, ge=1, le=10_000)
+    quantization: Literal["pq", "turbo", "scalar", "none"] = "pq"
+    views: Literal["none", "flip"] = "none"
+    rerank: Literal["local", "engine"] = "local"
+    qdrant_url: str | None = Field(None, validation_alias=AliasChoices("qdrant_url", "QDRANT_URL"))
+    collection: str = Field("training", pattern=r"^[^/\\\x00<>:\"|?*]{1,255}$")
+    vector_name: str = "recall"
+    tenant: dict[str, str] = Field(default_factory=dict)
+
+    qdrant_api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("qdrant_api_key", "QDRANT_API_KEY"), exclude=True
+    )
+    qdrant_api_key_file: Path | None = None
+    qdrant_grpc: bool = False
+    qdrant_timeout: float = Field(60.0, gt=0)
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=0)
+    cache_dir: Path | None = None
+    offline: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(cls)) if cls.model_config.get("toml_file") else sources
+
+    @classmethod
+    def resolve(cls, workspace: Path | None = None, **flags: Any) -> Settings:
+        """Settings from flags (``None`` means not given), the environment and the workspace's file.
+
+        Raises `SettingsError` with the offending value.
+        """
+        file = workspace / FILE if workspace else None
+        made = type("Settings", (cls,), {"model_config": {**cls.model_config, "toml_file": file}})
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            settings = made(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "settings"
+            if first["type"] == "extra_forbidden":  # its value may be a secret under a misspelt name
+                raise SettingsError(f"there is no setting {name!r}: see docs/settings.md for those there are") from None
+            raise SettingsError(f"{name} = {first['input']!r} can't be used: {first['msg']}") from None
+        except ValueError as error:  # TOML that doesn't parse
+            raise SettingsError(f"{file} can't be read: {error}") from None
+        return cls.model_construct(**{name: getattr(settings, name) for name in cls.model_fields})
+
+    def evidence(self) -> dict[str, Any]:
+        """The settings that belong to the ledger."""
+        return {name: getattr(self, name) for name in EVIDENCE}
+
+    def write(self, workspace: Path) -> None:
+        """Keep the evidence settings in the workspace's file; secrets never are."""
+        lines = ["# What this workspace's evidence is made with; start another workspace to change it."]
+        for name, value in self.evidence().items():
+            if value is not None and value != {}:
+                lines.append(f"{name} = {_toml(value)}")
+        partial = workspace / (FILE + ".partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(partial, workspace / FILE)
+
+    @property
+    def api_key(self) -> SecretStr | None:
+        """The server's key, from ``QDRANT_API_KEY`` or the key file; never kept."""
+        if self.qdrant_api_key is not None or self.qdrant_api_key_file is None:
+            return self.qdrant_api_key
+        try:
+            return SecretStr(self.qdrant_api_key_file.read_text(encoding="utf-8").strip())
+        except OSError as error:
+            raise SettingsError(
+                f"the key file {self.qdrant_api_key_file} can't be read: {error.strerror}"
+            ) from None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
