@@ -160,6 +160,6 @@ def insert(con: Connection, table: str, columns: dict[str, Any]) -> None:
     """Append rows, given as columns, to a table."""
     rows = pa.table(columns)
     con.register("rows_to_insert", rows)
-    names = ", ".join(columns)
+    names = ", ".join(f'"{name}"' for name in columns)
     con.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM rows_to_insert")
     con.unregister("rows_to_insert")

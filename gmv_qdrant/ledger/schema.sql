@@ -1,9 +1,11 @@
 -- The ledger keeps evidence, not sums: who matched whom, at what distance, and how good the image was.
+-- There are no indexes: whole batches are joined by hash, which is faster at any size, and one process writes.
+-- `gmv-qdrant check` proves that keys are unique.
 CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 
 CREATE TABLE training (
-    training_key    INTEGER PRIMARY KEY,
-    point_id        VARCHAR NOT NULL UNIQUE,   -- UUIDv5 of the content hash, or a foreign collection's id
+    training_key    INTEGER NOT NULL,
+    point_id        VARCHAR NOT NULL,   -- UUIDv5 of the content hash, or a foreign collection's id
     content_hash    VARCHAR,                   -- SHA-256 of the bytes, hex; NULL in adopted collections
     label           VARCHAR,                   -- of the first source
     width           INTEGER,
@@ -23,12 +25,11 @@ CREATE TABLE sources (
     licence      VARCHAR,
     attributes   JSON,
     file_size    BIGINT,                       -- with file_time: lets ingest skip a file it has seen
-    file_time    BIGINT,                       -- nanoseconds
-    UNIQUE (training_key, uri)
+    file_time    BIGINT                        -- nanoseconds
 );
 
 CREATE TABLE generated (
-    generated_key INTEGER PRIMARY KEY,
+    generated_key INTEGER NOT NULL,
     point_id      VARCHAR NOT NULL,            -- UUIDv5 of the content hash
     content_hash  VARCHAR NOT NULL,
     uri           VARCHAR NOT NULL,
@@ -37,8 +38,7 @@ CREATE TABLE generated (
     quality       DOUBLE,                      -- in [0,1]; NULL without a quality metric
     recall_radius DOUBLE,                      -- recall distance of the K-th candidate; infinite when fewer exist
     epoch_valued  INTEGER NOT NULL,            -- the training set that its matches are exact for; 0: value it again
-    attributes    JSON,
-    UNIQUE (batch, uri)
+    attributes    JSON
 );
 
 CREATE TABLE matches (                         -- the evidence: K rows for each generated image, in order of rank
@@ -53,8 +53,7 @@ CREATE TABLE features (                        -- where an image's vector stands
     space VARCHAR NOT NULL,                    -- training/rerank, generated/recall, generated/rerank
     key   INTEGER NOT NULL,
     shard INTEGER NOT NULL,
-    row   INTEGER NOT NULL,
-    PRIMARY KEY (space, key)
+    row   INTEGER NOT NULL
 );
 
 CREATE TABLE runs (

@@ -1,0 +1,119 @@
+"""One row for each run: what was done, with what, how long it took, and what could not be used."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .ledger import Connection, Ledger, insert
+
+_PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this tool and of what it computes with."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Run:
+    """Counts, timings (seconds by phase) and quarantine of one run; all of it goes to the ledger."""
+
+    def __init__(self, verb: str, epoch: int) -> None:
+        self.run_id = uuid.uuid4().hex
+        self.verb = verb
+        self.epoch = epoch
+        self.counts: Counter[str] = Counter()
+        self.timings: Counter[str] = Counter()
+        self.figures: dict[str, float] = {}
+        self._quarantined: dict[str, str] = {}
+
+    def quarantine(self, uri: str, reason: str) -> None:
+        """Keep an input that could not be used, with its reason; written with the next batch."""
+        self._quarantined[uri] = reason
+        self.counts["quarantined"] += 1
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[phase] += time.perf_counter() - started
+
+    def write_quarantine(self, con: Connection, healed: list[str]) -> None:
+        """Write new quarantine rows, and take out the URIs that were used after all."""
+        gone = healed + list(self._quarantined)
+        if gone:
+            con.execute("DELETE FROM quarantine WHERE uri IN (SELECT unnest(?::VARCHAR[]))", [gone])
+        if self._quarantined:
+            n = len(self._quarantined)
+            insert(
+                con,
+                "quarantine",
+                {
+                    "uri": list(self._quarantined),
+                    "reason": list(self._quarantined.values()),
+                    "run_id": [self.run_id] * n,
+                    "at": [datetime.now(UTC)] * n,
+                },
+            )
+            self._quarantined.clear()
+
+    def summary(self) -> dict[str, Any]:
+        """What the run did, for people and for ``--json``."""
+        timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}
+        return {"verb": self.verb, **self.counts, **self.figures, "seconds": timings}
+
+
+@contextmanager
+def recorded(ledger: Ledger, verb: str, settings: dict[str, Any]) -> Iterator[Run]:
+    """A run that is in the ledger from its first moment: ``running``, then ``done`` or ``failed``."""
+    run = Run(verb, ledger.epoch)
+    with ledger.write() as con:
+        insert(
+            con,
+            "runs",
+            {
+                "run_id": [run.run_id],
+                "verb": [verb],
+                "started_at": [datetime.now(UTC)],
+                "epoch": [run.epoch],
+                "settings": [json.dumps(settings)],
+                "versions": [json.dumps(versions())],
+                "status": ["running"],
+            },
+        )
+    started = time.perf_counter()
+    status = "failed"
+    try:
+        yield run
+        status = "done"
+    finally:
+        run.timings["total"] = time.perf_counter() - started
+        with ledger.write() as con:
+            run.write_quarantine(con, [])
+            con.execute(
+                "UPDATE runs SET finished_at = ?, epoch = ?, counts = ?, timings = ?, status = ? WHERE run_id = ?",
+                [
+                    datetime.now(UTC),
+                    run.epoch,
+                    json.dumps({**run.counts, **run.figures}),
+                    json.dumps(run.timings),
+                    status,
+                    run.run_id,
+                ],
+            )
