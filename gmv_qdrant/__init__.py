@@ -1,1 +1,33 @@
 """Who earned the credit for a generated image? GMValuator (ICLR 2025) on Qdrant and DuckDB."""
+
+from .errors import (
+    CollectionMismatch,
+    FingerprintMismatch,
+    GmvError,
+    ImageError,
+    LedgerError,
+    LedgerLocked,
+    ModelError,
+    SettingsError,
+    SourceError,
+    StoreError,
+    StoreUnavailable,
+)
+from .ledger.answers import ValueFunction
+from .workspace import Workspace
+
+__all__ = [
+    "CollectionMismatch",
+    "FingerprintMismatch",
+    "GmvError",
+    "ImageError",
+    "LedgerError",
+    "LedgerLocked",
+    "ModelError",
+    "SettingsError",
+    "SourceError",
+    "StoreError",
+    "StoreUnavailable",
+    "ValueFunction",
+    "Workspace",
+]

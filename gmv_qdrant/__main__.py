@@ -1,0 +1,5 @@
+"""``python -m gmv_qdrant`` is the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""init, status, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import json_option, with_workspace
+from .render import bars, cell, note, out, print_json
+
+
+@click.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.option("--encoder", help="Recall encoder.  [default: clip:ViT-B-32-quickgelu/openai]")
+@click.option("--encoder-weights", type=click.Path(), help="A local file with the encoder's weights.")
+@click.option("--distance", help="Re-rank distance.  [default: dreamsim]")
+@click.option("--quality", help="Quality metric.  [default: maniqa]")
+@click.option("--candidates", type=int, help="K of the recall phase.  [default: 200]")
+@click.option("--quantization", help="pq, turbo, scalar or none.  [default: pq]")
+@click.option("--views", help="none, or flip: match mirrored images too.  [default: none]")
+@click.option("--qdrant-url", help="A Qdrant server instead of the embedded store.")
+@click.option("--collection", help="Name of the collection.  [default: training]")
+def init(workspace: Path, **settings: Any) -> None:
+    """Make a workspace: settings, and an empty ledger."""
+    from ..workspace import Workspace
+
+    made = Workspace.init(workspace, **settings)
+    note(f"workspace {made.path}: encoder {made.settings.encoder}, distance {made.settings.distance}, "
+         f"quality {made.settings.quality}, K = {made.settings.candidates}")  # fmt: skip
+    note(f"next: gmv-qdrant -w {workspace} ingest FOLDER")
+
+
+@click.command()
+@json_option
+@with_workspace
+def status(workspace: Any, as_json: bool) -> None:
+    """What the workspace holds, what is quantized, what is stale."""
+    found = workspace.status()
+    if as_json:
+        print_json(found)
+        return
+    for section, facts in found.items():
+        out.print(section, style="bold")
+        for name, value in facts.items():
+            out.print(f"  {name.replace('_', ' '):<24}{cell(value)}", markup=False)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("gmv-demo"))
+@click.option("--seed", default=0, show_default=True, help="Seed of the generator.")
+@json_option
+def demo(folder: Path, seed: int, as_json: bool) -> None:
+    """The whole way on real images, in a minute, with nothing downloaded."""
+    from ..demo import run_demo
+
+    with bars() as progress:
+        figures = run_demo(folder, seed=seed, progress=progress, tell=(lambda _: None) if as_json else note)
+    if as_json:
+        print_json(figures)
+
+
+COMMANDS = (init, status, demo)

@@ -1,0 +1,201 @@
+"""Questions put to the evidence, each one SELECT over the macros of ``credits.sql``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ..errors import LedgerError, SettingsError
+from .ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class ValueFunction:
+    """How evidence becomes values: a choice of the question, never of the run.
+
+    k: contributors of a generated image (P_j of Eq. 6); None for all candidates.
+    temperature: T in exp(-d/T); 1 is the paper.
+    calibrated: weigh by quality (section 3.2).
+    batch: only the generated images valued under this name.
+    no_contributor: the distance at which "none of them" weighs as much as an image; None is the paper.
+    """
+
+    k: int | None = 30
+    temperature: float = 1.0
+    calibrated: bool = True
+    batch: str | None = None
+    no_contributor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise SettingsError(f"k = {self.k} can't be used: at least one contributor is needed")
+        if not self.temperature > 0:
+            raise SettingsError(f"temperature = {self.temperature} can't be used: it must be above 0 (1 is the paper)")
+
+    def sql(self) -> str:
+        """Arguments of a macro, after positional ones."""
+        values = {
+            "k": self.k,
+            "temperature": self.temperature,
+            "calibrated": self.calibrated,
+            "batch": self.batch,
+            "no_contributor": self.no_contributor,
+        }
+        return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
+
+
+def literal(value: str | float | bool | None) -> str:
+    """A value as SQL text: macro arguments can't be prepared parameters."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(float(value)) + "::DOUBLE" if isinstance(value, float) else str(value)
+
+
+def credits(ledger: Ledger, by: str, function: ValueFunction, top: int | None) -> pa.Table:
+    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first."""
+    limit = f" LIMIT {int(top)}" if top is not None else ""
+    if by == "image":
+        return ledger.query(
+            f"""SELECT point_id AS image, uri, label, value, matches FROM image_values({function.sql()})
+            ORDER BY value DESC, point_id{limit}"""
+        )
+    if by not in ("owner", "label", "licence") and not has_attribute(ledger, by):
+        raise SettingsError(
+            f"no training image has the attribute {by!r}: credits go by image, owner, label, licence"
+            + "".join(f", {name}" for name in attribute_names(ledger))
+        )
+    name = '"' + by.replace('"', '""') + '"'
+    return ledger.query(
+        f"""SELECT name AS {name}, value, share, images, matches FROM credits({literal(by)}, {function.sql()})
+        ORDER BY value DESC, name NULLS LAST{limit}"""
+    )
+
+
+def attribute_names(ledger: Ledger) -> list[str]:
+    """Names of the attributes that metadata gave to sources."""
+    rows = ledger.query(
+        "SELECT DISTINCT unnest(json_keys(attributes)) AS name FROM sources WHERE attributes IS NOT NULL ORDER BY name"
+    )
+    return [str(name) for name in rows["name"].to_pylist()]
+
+
+def has_attribute(ledger: Ledger, name: str) -> bool:
+    return name in attribute_names(ledger)
+
+
+def effective_contributors(ledger: Ledger, function: ValueFunction) -> float | None:
+    """Mean over the generated images of exp(entropy of the contributions); None when there are none."""
+    rows = ledger.query(f"SELECT avg(effective) AS mean FROM effective_contributors({function.sql()})")
+    mean = rows["mean"][0].as_py()
+    return None if mean is None else float(mean)
+
+
+def stale(ledger: Ledger) -> int:
+    """Generated images valued against another training set than today's."""
+    return int(
+        ledger.query(
+            "SELECT count(*) AS n FROM generated WHERE epoch_valued < (SELECT value::INTEGER FROM meta WHERE key = 'epoch')"
+        )["n"][0].as_py()
+    )
+
+
+def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
+    """``("generated", contributors)`` or ``("training", beneficiaries)`` of an image named by URI, file name or id.
+
+    Raises `LedgerError` when no image, or more than one, goes by that name.
+    """
+    found = ledger.query(
+        """
+        SELECT DISTINCT kind, key, uri FROM (
+            SELECT 'generated' AS kind, generated_key AS key, uri, point_id FROM generated
+            UNION ALL SELECT 'training', training_key, uri, point_id FROM sources JOIN training USING (training_key)
+            WHERE epoch_withdrawn IS NULL)
+        WHERE uri = $image OR point_id = $image OR ends_with(uri, '/' || $image)
+        ORDER BY uri = $image DESC, kind, uri
+        """,
+        {"image": image},
+    ).to_pylist()
+    exact = [row for row in found if row["uri"] == image] or found
+    if not exact:
+        raise LedgerError(f"no training or generated image is called {image!r}: give its path, file name or id")
+    if len({(row["kind"], row["key"]) for row in exact}) > 1:
+        names = ", ".join(f"{row['uri']} ({row['kind']})" for row in exact[:5])
+        raise LedgerError(f"{len(exact)} images are called {image!r}: give one of {names}")
+    kind, key = exact[0]["kind"], exact[0]["key"]
+    if kind == "generated":
+        return kind, ledger.query(
+            f"""
+            SELECT c.rank, min(s.uri) AS uri, string_agg(DISTINCT s.owner, ', ' ORDER BY s.owner) AS owner,
+                   min(s.label) AS label, c.distance, c.contribution
+            FROM contributions({function.sql()}) c JOIN sources s USING (training_key)
+            WHERE c.generated_key = $key GROUP BY ALL ORDER BY c.rank
+            """,
+            {"key": key},
+        )
+    return kind, ledger.query(
+        f"""
+        SELECT g.uri, g.batch, c.rank, c.distance, c.quality, c.contribution
+        FROM contributions({function.sql()}) c JOIN generated g USING (generated_key)
+        WHERE c.training_key = $key ORDER BY c.contribution DESC, g.uri
+        """,
+        {"key": key},
+    )
+
+
+@contextmanager
+def reading_as_a_guest(ledger: Ledger) -> Iterator[duckdb.DuckDBPyConnection]:
+    """For SQL typed by a person: reads the ledger and nothing else; engine errors become one sentence."""
+    with ledger.read(locked=True) as con:
+        try:
+            yield con
+        except duckdb.Error as error:
+            raise LedgerError(f"this SQL can't be run: {str(error).strip()}") from None
+
+
+EXPORTS = {
+    "values": """
+        SELECT point_id AS image, uri, label, value, matches FROM image_values({arguments})
+        ORDER BY value DESC, point_id""",
+    "contributions": """
+        SELECT g.uri AS generated_uri, s.uri AS training_uri, c.rank, c.distance, c.quality, c.contribution,
+               g.batch, t.point_id AS image
+        FROM contributions({arguments}) c
+        JOIN generated g USING (generated_key) JOIN training t USING (training_key)
+        JOIN (SELECT training_key, min(uri) AS uri FROM sources GROUP BY training_key) s USING (training_key)
+        ORDER BY g.batch, g.uri, c.rank""",
+    "sources": """
+        SELECT t.point_id AS image, s.uri, s.owner, s.label, s.licence, s.attributes, t.content_hash AS sha256,
+               t.width, t.height
+        FROM sources s JOIN training t USING (training_key) WHERE t.epoch_withdrawn IS NULL ORDER BY t.point_id, s.uri""",
+    "generated": """
+        SELECT uri, batch, label, quality, point_id AS image, content_hash AS sha256, attributes
+        FROM generated ORDER BY batch, uri""",
+}
+"""What `export` writes: name of the file -> its rows."""
+
+
+def export(ledger: Ledger, directory: Path, function: ValueFunction, file_format: str) -> list[Path]:
+    """Write the tables of `EXPORTS` as Parquet or CSV; each file is whole or not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    with ledger.read() as con:
+        for name, select in EXPORTS.items():
+            target = directory / f"{name}.{file_format}"
+            partial = target.with_suffix(".partial")
+            options: dict[str, Any] = {"parquet": "FORMAT parquet, COMPRESSION zstd", "csv": "FORMAT csv, HEADER"}
+            con.execute(
+                f"COPY ({select.format(arguments=function.sql())}) TO {literal(str(partial))} ({options[file_format]})"
+            )
+            partial.rename(target)
+            written.append(target)
+    return written

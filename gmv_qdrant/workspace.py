@@ -1,0 +1,203 @@
+"""Workspace: a folder, and one method for each verb of the command line.
+
+Tables come back as DuckDB relations (``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()``) that hold no lock on the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from .errors import FingerprintMismatch, LedgerLocked, SettingsError
+from .ledger import answers
+from .ledger.answers import ValueFunction
+from .ledger.ledger import Ledger
+from .ledger.runs import Run, recorded
+from .settings import FILE, Settings
+
+if TYPE_CHECKING:
+    from .pipeline.context import Context
+    from .pipeline.streams import Progress
+
+Relation = duckdb.DuckDBPyRelation
+
+
+class Workspace:
+    """An existing workspace; `Workspace.init` makes one.
+
+    overrides: settings of this process that beat the environment and ``gmv.toml`` (``device="cpu"``, ...).
+    Raises `SettingsError` when there is no workspace at ``path``, and `FingerprintMismatch` when a setting that
+    the evidence depends on isn't the one that the workspace was made with.
+    """
+
+    def __init__(self, path: str | Path = ".", *, progress: Progress | None = None, **overrides: Any) -> None:
+        self.path = Path(path).absolute()
+        if not (self.path / FILE).is_file():
+            raise SettingsError(f"{self.path} is not a workspace: make one with 'gmv-qdrant init {path}'")
+        self.ledger = Ledger.open(self.path / "ledger.duckdb")
+        self.settings = self._settings(overrides)
+        self._progress = progress
+        self._memory = duckdb.connect(":memory:")
+
+    @classmethod
+    def init(cls, path: str | Path, **settings: Any) -> Workspace:
+        """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
+        from .encoders import canonical_distance_name, canonical_encoder_name
+        from .quality import canonical_quality_name
+
+        root = Path(path).absolute()
+        if (root / FILE).exists():
+            return cls(root, **settings)
+        wanted = Settings.resolve(**settings)
+        wanted.encoder = canonical_encoder_name(wanted.encoder)
+        wanted.distance = canonical_distance_name(wanted.distance)
+        wanted.quality = canonical_quality_name(wanted.quality)
+        if wanted.encoder_weights:
+            weights = Path(wanted.encoder_weights).absolute()
+            if not weights.is_file():
+                raise SettingsError(f"encoder_weights = {str(weights)!r} is not a file")
+            wanted.encoder_weights = str(weights)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / "ledger.duckdb").unlink(missing_ok=True)  # of an init that was killed: gmv.toml comes last
+            ledger = Ledger.create(root / "ledger.duckdb")
+            with ledger.write() as con:
+                ledger.set_meta(con, settings=wanted.evidence())
+            wanted.write(root)
+        except OSError as error:
+            raise SettingsError(f"a workspace can't be made at {root}: {error.strerror}") from error
+        return cls(root)
+
+    def _settings(self, overrides: dict[str, Any]) -> Settings:
+        kept: dict[str, Any] = json.loads(self.ledger.meta()["settings"])
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if kept["qdrant_url"] is None and "qdrant_url" not in given:
+            given["qdrant_url"] = ""  # an embedded workspace stays so, whatever QDRANT_URL says
+        settings = Settings.resolve(self.path, **given)
+        settings.qdrant_url = settings.qdrant_url or None
+        if kept["qdrant_url"] and settings.qdrant_url:
+            kept["qdrant_url"] = settings.qdrant_url  # the same deployment may move to another address
+        mine = settings.evidence()
+        if mine != kept:  # names may be spelt shorter than the workspace keeps them
+            mine = _canonical(settings)
+        for name, value in kept.items():
+            if mine[name] != value:
+                raise FingerprintMismatch(
+                    f"the workspace {self.path} was made with {name} = {value!r}, not {mine[name]!r}: evidence of "
+                    "two kinds can't be added up, so make another workspace with 'gmv-qdrant init'"
+                )
+        return settings
+
+    # -- runs ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _run(self, verb: str) -> Iterator[tuple[Context, Run]]:
+        """The only writer of this workspace, with a row in ``runs`` and the networks checked."""
+        from .pipeline.context import Context
+        from .pipeline.streams import Silent
+
+        lock = FileLock(self.path / ".writing.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise LedgerLocked(
+                f"another process is working on the workspace {self.path}: wait for it, or stop it; "
+                "reading (credits, sql, status, export) goes on meanwhile"
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"the workspace {self.path} can't be written to: {error.strerror}") from error
+        context = Context(self.path, self.settings, self.ledger, self._progress or Silent())
+        try:
+            context.claim()
+            with recorded(self.ledger, verb, self.settings.evidence()) as run:
+                yield context, run
+        finally:
+            context.close()
+            lock.release()
+
+    def ingest(self, paths: Sequence[str | Path], *, owner: str | None = None, readmit: bool = False) -> dict[str, Any]:
+        """Take in training images from folders, files, Parquet, tars or ``hf://`` names; returns counts and timings.
+
+        owner: for images whose metadata names none. readmit: also images that were withdrawn.
+        Raises `SourceError` for a path that is missing or holds no image.
+        """
+        from .images.sources import count_images, open_sources
+        from .pipeline.ingest import ingest
+
+        names = [str(path) for path in paths]
+        records = open_sources(names, owner=owner)
+        with self._run("ingest") as (context, run):
+            context.progress.phase("ingest", count_images(names))
+            ingest(context, run, records, readmit=readmit)
+        return run.summary()
+
+    def value(self, paths: Sequence[str | Path], *, batch: str = "default") -> dict[str, Any]:
+        """Find the evidence of generated images; images valued before under the same ``batch`` are replaced."""
+        from .images.sources import count_images, open_sources
+        from .pipeline.valuation import value
+
+        names = [str(path) for path in paths]
+        records = open_sources(names)
+        with self._run("value") as (context, run):
+            context.progress.phase("value", count_images(names))
+            value(context, run, records, batch)
+        return run.summary()
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    def _relation(self, table: pa.Table) -> Relation:
+        return self._memory.from_arrow(table)
+
+    def credits(self, by: str = "owner", *, top: int | None = None, **function: Any) -> Relation:
+        """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
+
+        function: fields of `ValueFunction` (``k``, ``temperature``, ``calibrated``, ``batch``, ``no_contributor``).
+        """
+        return self._relation(answers.credits(self.ledger, by, ValueFunction(**function), top))
+
+    def effective_contributors(self, **function: Any) -> float | None:
+        """Mean effective number of contributors of a generated image; None when none was valued."""
+        return answers.effective_contributors(self.ledger, ValueFunction(**function))
+
+    def stale(self) -> int:
+        """Generated images whose evidence is from another training set than today's; `update` mends them."""
+        return answers.stale(self.ledger)
+
+    def explain(self, image: str, **function: Any) -> tuple[str, Relation]:
+        """A generated image's contributors, or a training image's beneficiaries."""
+        kind, table = answers.explain(self.ledger, image, ValueFunction(**function))
+        return kind, self._relation(table)
+
+    def sql(self, query: str) -> Relation:
+        """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network."""
+        with answers.reading_as_a_guest(self.ledger) as con:
+            found = con.sql(query)
+            if found is None:
+                raise SettingsError("this SQL gives no rows: only SELECT can be asked here")
+            return self._relation(found.to_arrow_table())
+
+    def export(self, directory: str | Path, *, file_format: str = "parquet", **function: Any) -> list[Path]:
+        """Write values, contributions, sources and generated images as Parquet or CSV; returns the files."""
+        return answers.export(self.ledger, Path(directory), ValueFunction(**function), file_format)
+
+
+def _canonical(settings: Settings) -> dict[str, Any]:
+    """The evidence settings with names spelt out, comparable with those that `init` kept."""
+    from .encoders import canonical_distance_name, canonical_encoder_name
+    from .quality import canonical_quality_name
+
+    weights = settings.encoder_weights
+    return {
+        **settings.evidence(),
+        "encoder": canonical_encoder_name(settings.encoder),
+        "distance": canonical_distance_name(settings.distance),
+        "quality": canonical_quality_name(settings.quality),
+        "encoder_weights": str(Path(weights).absolute()) if weights else None,
+    }
