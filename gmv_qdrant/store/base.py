@@ -54,6 +54,23 @@ class SearchParams:
     hnsw_ef: int | None = None
 
 
+def default_oversampling(quantization: Quantization, limit: int) -> float:
+    """How many times ``limit`` candidates to fetch by codes before the exact vectors order them.
+
+    What counts is the number of candidates: about 1,600 give product quantization x16 a recall@200 of 0.999
+    at 100,000 and 1,000,000 points (four times the limit at least); the finer codes need fewer.
+    """
+    if quantization == "none":
+        return 1.0
+    least, candidates = {"pq": (4.0, 1600), "turbo": (4.0, 1600), "scalar": (2.0, 400)}[quantization]
+    return max(least, candidates / max(1, limit))
+
+
+def default_params(quantization: Quantization, limit: int) -> SearchParams:
+    """The parameters that a search for ``limit`` points starts from, before any calibration."""
+    return SearchParams(oversampling=default_oversampling(quantization, limit))
+
+
 @dataclass(frozen=True, slots=True)
 class Hits:
     """The nearest points of one query, nearest first; equal distances are ordered by ``str(id)``."""
@@ -86,7 +103,9 @@ class StoreStatus:
     code_bytes: int
     vector_bytes: int
     state: str
-    """``green`` when nothing is left to build; otherwise the engine's word for what it is doing."""
+    """``green``: nothing worth building is left. ``exact``: no codes exist (too few points, or not optimized
+    yet), every search is exact. ``pending``: the tail warrants an ``optimize``. ``optimizing``: it runs.
+    A server adds its own words (``yellow``, ``grey``, ``red``)."""
 
 
 class VectorStore(Protocol):
@@ -98,7 +117,8 @@ class VectorStore(Protocol):
     def upsert(self, ids: Sequence[PointId], vectors: np.ndarray, payloads: Sequence[Payload]) -> None:
         """Add or replace points: ``vectors`` float32 ``(n, dim)``.
 
-        Raises `StoreError` for a wrong dimension, NaN, infinite or zero vectors, before anything is stored.
+        Raises `StoreError` for a wrong dimension, NaN, infinite or (under cosine) zero vectors, before
+        anything is stored. Under cosine the engines keep unit vectors, so those are what comes back.
         """
         ...
 
