@@ -96,7 +96,7 @@ def _samples(members: Iterator[_Member]) -> Iterator[tuple[str, dict[str, bytes]
 def _sample_images(
     path: str, key: str, sample: dict[str, bytes], owner: str | None
 ) -> Iterator[Record | Unusable]:
-    images = [ext for ext in sample if os.path.splitext("." + ext)[1].lower() in IMAGE_SUFFIXES]
+    images = [ext for ext in sample if "." + ext.rpartition(".")[2].lower() in IMAGE_SUFFIXES]
     images = [
         ext for ext in images if "." not in ext
     ] or images  # 1.png is the image, 1.mask.png belongs to it

@@ -141,13 +141,16 @@ def _unvisited(table: FolderMetadata, governed: set[str], walked: set[str]) -> I
     for folder in table.folders():
         if folder in governed:
             continue
+        outside = os.path.commonpath([table.root, folder]) != table.root
         for name, _ in table.rows(folder):
             path = os.path.join(folder, name)
+            row = printable(f"{table.path}#{os.path.relpath(path, table.root)}")
             if not os.path.isfile(path):
                 yield _absent(path, table)
+            elif outside:
+                yield Unusable(row, "the row names a file outside the table's folder; move the table up")
             elif folder not in walked:  # otherwise a nearer table governs it
-                reason = "but it is hidden or lies outside the table's folder"
-                yield Unusable(printable(path), f"{printable(table.path)} names this file, {reason}")
+                yield Unusable(row, "the row names a file in a hidden folder, which is not looked into")
 
 
 def _record(
