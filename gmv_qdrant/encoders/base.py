@@ -7,11 +7,13 @@ encoder and a metric. Recall encoders have the metric ``cosine`` and give unit v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 Metric = Literal["cosine", "euclid", "sqeuclid"]
 
@@ -83,10 +85,12 @@ def distances(metric: Metric, query: np.ndarray, rows: np.ndarray) -> np.ndarray
     cosine: ``1 - cos``, clamped at 0. euclid: the 2-norm of the difference. sqeuclid: its square.
     Differences are taken before squares (never the Gram form), so equal vectors have distance 0 exactly.
     """
+    import torch
+
     q = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32))
     r = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
     if metric == "cosine":
         norms = torch.linalg.vector_norm(r, dim=1).double() * torch.linalg.vector_norm(q).double()
-        return (1.0 - (r @ q).double() / norms).clamp_(min=0.0).numpy()
+        return np.asarray((1.0 - (r @ q).double() / norms).clamp_(min=0.0))
     squares = (r - q).square_().sum(dim=1, dtype=torch.float64)
-    return (squares if metric == "sqeuclid" else squares.sqrt_()).numpy()
+    return np.asarray(squares if metric == "sqeuclid" else squares.sqrt_())

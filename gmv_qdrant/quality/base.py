@@ -1,4 +1,4 @@
-"""What a quality metric is: q in [0,1] of one generated image (section 3.2 of the paper), higher is better."""
+"""What a quality metric is: q in [0,1] of one generated image (section 3.2), higher is better."""
 
 from __future__ import annotations
 
