@@ -1,1 +1,38 @@
 """Where the recall vectors of the training images live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .base import CollectionSpec, Condition, VectorStore
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+
+__all__ = ["EDGE_FOLDER", "open_store"]
+
+EDGE_FOLDER = "qdrant"
+"""The embedded store's folder in a workspace."""
+
+
+def open_store(root: Path, settings: Settings, spec: CollectionSpec) -> VectorStore:
+    """The store that ``settings`` name, with the collection ``spec``; an absent collection is made.
+
+    Without ``qdrant_url`` it is embedded, in ``root / "qdrant"``. Raises `StoreError`,
+    `CollectionMismatch` when the collection has other vectors, `StoreUnavailable` when it can't be had now.
+    """
+    if settings.qdrant_url is None:
+        from .edge import EdgeStore
+
+        return EdgeStore.open(root / EDGE_FOLDER, spec)
+    from .server import ServerConfig, ServerStore
+
+    config = ServerConfig(
+        url=settings.qdrant_url,
+        api_key=settings.api_key,
+        timeout=settings.qdrant_timeout,
+        prefer_grpc=settings.qdrant_grpc,
+    )
+    tenant = tuple(Condition(name, (value,)) for name, value in settings.tenant.items())
+    return ServerStore.open_or_create(config, spec, tenant)

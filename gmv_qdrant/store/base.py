@@ -15,7 +15,8 @@ import numpy as np
 
 PointId = int | uuid.UUID
 Payload = Mapping[str, Any]
-Quantization = Literal["pq", "turbo", "scalar", "none"]
+Quantization = Literal["pq", "turbo", "scalar", "binary", "none"]
+"""How vectors are coded. ``binary`` is only met in collections that others made."""
 VectorDistance = Literal["cosine", "dot", "euclid"]
 
 
@@ -52,23 +53,6 @@ class SearchParams:
     rescore: bool = True
     oversampling: float = 8.0
     hnsw_ef: int | None = None
-
-
-def default_oversampling(quantization: Quantization, limit: int) -> float:
-    """How many times ``limit`` candidates to fetch by codes before the exact vectors order them.
-
-    What counts is the number of candidates: about 1,600 give product quantization x16 a recall@200 of 0.999
-    at 100,000 and 1,000,000 points (four times the limit at least); the finer codes need fewer.
-    """
-    if quantization == "none":
-        return 1.0
-    least, candidates = {"pq": (4.0, 1600), "turbo": (4.0, 1600), "scalar": (2.0, 400)}[quantization]
-    return max(least, candidates / max(1, limit))
-
-
-def default_params(quantization: Quantization, limit: int) -> SearchParams:
-    """The parameters that a search for ``limit`` points starts from, before any calibration."""
-    return SearchParams(oversampling=default_oversampling(quantization, limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gmv_qdrant.errors import StoreError
-from gmv_qdrant.store.base import CollectionSpec, Hits, Payload, PointId, VectorDistance
+from ..errors import StoreError
+from .base import CollectionSpec, Hits, Payload, PointId, VectorDistance
 
 MAX_INT_ID = 2**64 - 1
 

@@ -15,9 +15,9 @@ import filelock
 import numpy as np
 import qdrant_edge as q
 
-from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
-from gmv_qdrant.store import optimize as optimizer
-from gmv_qdrant.store.base import (
+from ..errors import CollectionMismatch, StoreError, StoreUnavailable
+from . import optimize as optimizer
+from .base import (
     CollectionSpec,
     Condition,
     Hits,
@@ -27,7 +27,7 @@ from gmv_qdrant.store.base import (
     SearchParams,
     StoreStatus,
 )
-from gmv_qdrant.store.checks import (
+from .checks import (
     check_batch,
     check_ids,
     check_limit,
@@ -36,8 +36,8 @@ from gmv_qdrant.store.checks import (
     nearest,
     to_distances,
 )
-from gmv_qdrant.store.edge_words import flags_at, json_path, shard_config, shard_filter
-from gmv_qdrant.store.segments import (
+from .edge_words import flags_at, json_path, shard_config, shard_filter
+from .segments import (
     HNSW_POINTS,
     MIN_CODED,
     collection_dir,
@@ -73,7 +73,7 @@ class EdgeStore:
         Raises `CollectionMismatch` when it exists with another dimension, distance or vector name,
         `StoreUnavailable` when another process has it open, `StoreError` when the folder can't be used.
         """
-        if not re.fullmatch(r"[\w][\w.\-]*", spec.name):
+        if spec.name in (".", "..") or re.search(r"[/\\\x00]", spec.name) or not spec.name:
             raise StoreError(
                 f"{spec.name!r} cannot name a collection: use letters, digits, '_', '-' and '.'."
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import qdrant_edge as q
 
-from gmv_qdrant.store.base import CollectionSpec, Condition, PointId, Quantization
+from .base import CollectionSpec, Condition, PointId, Quantization
 
 _DISTANCES = {"cosine": q.Distance.Cosine, "dot": q.Distance.Dot, "euclid": q.Distance.Euclid}
 
@@ -20,6 +20,8 @@ def quantization_config(kind: Quantization) -> Any:
         return q.TurboQuantQuantizationConfig(bits=q.TurboQuantBitSize.Bits2, memory=q.Memory.Pinned)
     if kind == "scalar":
         return q.ScalarQuantizationConfig(type=q.ScalarType.Int8, memory=q.Memory.Pinned)
+    if kind == "binary":
+        return q.BinaryQuantizationConfig(memory=q.Memory.Pinned)
     return None
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gmv_qdrant.errors import StoreError
-from gmv_qdrant.store.base import CollectionSpec, Quantization, StoreStatus
+from ..errors import StoreError
+from .base import CollectionSpec, Quantization, StoreStatus
 
 MIN_CODED = 256
 """Below this, codes save nothing: a product-quantization codebook alone has 256 centroids."""
@@ -25,7 +25,12 @@ HNSW_POINTS = 1_000_000
 """From this size on a graph is built over the codes; below it, scanning them all is as fast."""
 FLOAT_BYTES = 4
 _MATRIX_HEADER = 4
-_KINDS: dict[str, Quantization] = {"product": "pq", "turbo": "turbo", "scalar": "scalar"}
+_KINDS: dict[str, Quantization] = {
+    "product": "pq",
+    "turbo": "turbo",
+    "scalar": "scalar",
+    "binary": "binary",
+}
 
 
 def tail_warrants(points: int, tail: int) -> bool:
