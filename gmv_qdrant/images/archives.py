@@ -31,6 +31,8 @@ _DAMAGE = (
 )
 
 _Member = tuple[str, Callable[[], bytes]]
+_Sample = dict[str, bytes | ImageError]  # by extension; the error is that of a member damaged alone
+_SIDECARS = ("json", "cls", "txt")
 
 
 def archive_stream(path: str, owner: str | None) -> Iterator[Record | Unusable]:
@@ -40,7 +42,7 @@ def archive_stream(path: str, owner: str | None) -> Iterator[Record | Unusable]:
     sample without them has the name of the folder within the archive as its label. Damage after the
     first image ends the stream with an `Unusable`; before it, raises `SourceError`.
     """
-    members = _tar_members(path) if path.endswith(TAR_SUFFIXES) else _zip_members(path)
+    members = _tar_members(path) if _is_tar(path) else _zip_members(path)
     found = False
     try:
         for key, sample in _samples(members):
@@ -59,10 +61,10 @@ def archive_stream(path: str, owner: str | None) -> Iterator[Record | Unusable]:
 def read_member(path: str, name: str) -> bytes:
     """One member's bytes. Raises `ImageError` when it isn't there or cannot be read."""
     try:
-        if not path.endswith(TAR_SUFFIXES):
+        if not _is_tar(path):
             with zipfile.ZipFile(path) as archive:
                 return archive.read(name)
-        if not path.endswith(".tar"):
+        if not path.lower().endswith(".tar"):
             return next(read() for member, read in _tar_members(path) if member == name)
         stat = os.stat(path)
         offset, size = _tar_index(path, (stat.st_size, stat.st_mtime_ns))[name]
@@ -75,31 +77,33 @@ def read_member(path: str, name: str) -> bytes:
         raise ImageError(f"The member {name} of {path} cannot be read: {error}.") from error
 
 
-def _samples(members: Iterator[_Member]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(members: Iterator[_Member]) -> Iterator[tuple[str, _Sample]]:
     """Neighbouring members of one sample: its key, and bytes by extension."""
-    current, sample = None, dict[str, bytes]()
+    current, sample = None, _Sample()
     for name, read in members:
         folder, base = posixpath.split(name)
         stem, dot, extension = base.partition(".")
-        if not stem or not dot or folder.startswith("__MACOSX"):  # hidden, or no extension
+        hidden = any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+        if hidden or not dot or folder.startswith("__MACOSX"):
             continue
         key = posixpath.join(folder, stem)
         if key != current and current is not None:
             yield current, sample
             sample = {}
         current = key
-        sample[extension] = read()
+        if _is_image(extension) or extension in _SIDECARS:
+            try:
+                sample[extension] = read()
+            except ImageError as error:
+                sample[extension] = error
     if current is not None:
         yield current, sample
 
 
-def _sample_images(
-    path: str, key: str, sample: dict[str, bytes], owner: str | None
-) -> Iterator[Record | Unusable]:
-    images = [ext for ext in sample if "." + ext.rpartition(".")[2].lower() in IMAGE_SUFFIXES]
-    images = [
-        ext for ext in images if "." not in ext
-    ] or images  # 1.png is the image, 1.mask.png belongs to it
+def _sample_images(path: str, key: str, sample: _Sample, owner: str | None) -> Iterator[Record | Unusable]:
+    images = [extension for extension in sample if _is_image(extension)]
+    # 1.png is the image and 1.mask.png belongs to it; a.1.png and a.2.png are two images.
+    images = [extension for extension in images if "." not in extension] or images
     if not images:
         return
     columns: dict[str, object] = {}
@@ -113,10 +117,15 @@ def _sample_images(
         described["label"] = posixpath.basename(posixpath.dirname(key)) or None
     for extension in images:
         uri = printable(f"{path}#{key}.{extension}")
-        yield Record(uri=uri, data=sample[extension], **described)
+        data = sample[extension]
+        if isinstance(data, ImageError):
+            yield Unusable(uri, str(data))
+        else:
+            yield Record(uri, data=data, **described)
 
 
-def _columns(sample: dict[str, bytes]) -> dict[str, object]:
+def _columns(members: _Sample) -> dict[str, object]:
+    sample = {name: data for name, data in members.items() if isinstance(data, bytes)}
     columns: dict[str, object] = {}
     if "cls" in sample:
         columns["label"] = sample["cls"].decode(errors="replace").strip()
@@ -147,7 +156,22 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _zip_members(path: str) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for name in sorted(name for name in archive.namelist() if not name.endswith("/")):
-            yield name, lambda name=name: archive.read(name)  # type: ignore[misc]
+            yield name, lambda name=name: _unzip(archive, name)  # type: ignore[misc]
+
+
+def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except _DAMAGE as error:
+        raise ImageError(f"the member {name} is damaged: {error}") from error
+
+
+def _is_image(extension: str) -> bool:
+    return "." + extension.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def _is_tar(path: str) -> bool:
+    return path.lower().endswith(TAR_SUFFIXES)
 
 
 @lru_cache(maxsize=4)
