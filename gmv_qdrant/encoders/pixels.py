@@ -30,18 +30,22 @@ def load_recall(argument: str, weights: str | None, _: Runtime) -> Encoder:
     """``pixels:N``: RGB at NxN in [0,1], divided by the norm. A black image gives the zero vector."""
     if weights is not None:
         raise ModelError(f"pixels:{argument} has no weights, so --encoder-weights {weights} cannot be used")
-    return PixelEncoder(f"pixels:{argument}", int(argument), "cosine", Storage())
+    return PixelEncoder(f"pixels:{argument}", int(argument), "cosine", Storage(), "in [0,1], unit length")
 
 
 def load_rms(argument: str, _: Runtime) -> Encoder:
     """``l2@N``: pixels / (255 sqrt(dim)), so the distance is the root-mean-square difference in [0,1]."""
     scale = 1.0 / (255.0 * math.sqrt(3 * int(argument) ** 2))
-    return PixelEncoder(f"l2@{argument}", int(argument), "euclid", Storage("uint8", scale))
+    return PixelEncoder(
+        f"l2@{argument}", int(argument), "euclid", Storage("uint8", scale), "in [0,1] / sqrt(dim)"
+    )
 
 
 def load_norm(argument: str, _: Runtime) -> Encoder:
     """``l2-norm@N``: pixels / 255, the paper's plain 2-norm."""
-    return PixelEncoder(f"l2-norm@{argument}", int(argument), "euclid", Storage("uint8", 1.0 / 255.0))
+    return PixelEncoder(
+        f"l2-norm@{argument}", int(argument), "euclid", Storage("uint8", 1.0 / 255.0), "in [0,1]"
+    )
 
 
 class PixelEncoder:
@@ -51,13 +55,10 @@ class PixelEncoder:
     float32 storage it has unit length.
     """
 
-    def __init__(self, name: str, size: int, metric: Metric, storage: Storage) -> None:
+    def __init__(self, name: str, size: int, metric: Metric, storage: Storage, words: str) -> None:
         self.metric: Metric = metric
         self.storage = storage
         self.dim = 3 * size * size
-        words = (
-            "pixels in [0,1], unit length" if storage.dtype == "float32" else f"pixels * {storage.scale:.9g}"
-        )
         self.identity = Identity(name, "none", f"{size}x{size} squash bicubic {words}")
         self._size = size
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 import os
+import runpy
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from PIL import Image
 from gmv_qdrant.errors import ImageError, ModelError
 from gmv_qdrant.runtime import Runtime, nearest, resolve_device
 from gmv_qdrant.weights import (
+    Progress,
     UrlFile,
     WeightFile,
     first_line,
@@ -48,6 +52,7 @@ NOT_PER_IMAGE = {
     "inception_score": "it compares sets of images",
 }
 
+_PUBLISHED = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 MANIQA_FILES = {
     "maniqa": "ckpt_koniq10k.pt",
     "maniqa-kadid": "ckpt_kadid10k.pt",
@@ -72,16 +77,25 @@ class Mapping:
         return f"q = 1 - {share}" if self.lower_better else f"q = {share}"
 
 
+@cache
+def _configs() -> dict[str, dict[str, Any]]:
+    """pyiqa's table of its no-reference metrics, read without importing pyiqa, which takes seconds."""
+    package = find_spec("pyiqa")
+    if package is None or not package.submodule_search_locations:
+        raise ModelError("quality metrics need the package pyiqa: install it, or use the quality 'none'")
+    table = runpy.run_path(str(Path(package.submodule_search_locations[0]) / "default_model_configs.py"))
+    configs: dict[str, dict[str, Any]] = table["DEFAULT_CONFIGS"]
+    return {name: config for name, config in configs.items() if config["metric_mode"] == "NR"}
+
+
 def mapping(name: str) -> Mapping:
     """The mapping of a pyiqa metric. Raises `ModelError` for an unknown one, or one without it."""
-    from pyiqa.default_model_configs import DEFAULT_CONFIGS
-
-    known = [key for key, value in DEFAULT_CONFIGS.items() if value["metric_mode"] == "NR"]
+    known = _configs()
     if name not in known:
         raise ModelError(f"unknown quality metric {name!r}{nearest(name, [*known, 'none'])}")
     if name in NOT_PER_IMAGE:
         raise ModelError(f"{name} gives no quality of one image: {NOT_PER_IMAGE[name]}")
-    config = DEFAULT_CONFIGS[name]
+    config = known[name]
     low, high = RANGES.get(name) or _parse_range(config.get("score_range", ""))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ModelError(f"{name} has no finite range ({config.get('score_range')}), so no mapping to [0,1]")
@@ -90,10 +104,8 @@ def mapping(name: str) -> Mapping:
 
 def mappings() -> dict[str, Mapping]:
     """Every metric that can be used here, with its mapping: the table of the docs."""
-    from pyiqa.default_model_configs import DEFAULT_CONFIGS
-
     found = {}
-    for name in DEFAULT_CONFIGS:
+    for name in _configs():
         try:
             found[name] = mapping(name)
         except ModelError:
@@ -105,22 +117,19 @@ def files(name: str, runtime: Runtime) -> list[WeightFile]:
     """The checkpoint of MANIQA; the other metrics say what they need only while loading."""
     if name not in MANIQA_FILES:
         return []
-    with quiet():
-        from pyiqa.archs.arch_util import get_url_from_name
     checkpoint = MANIQA_FILES[name]
-    size = 543_000_000
-    return [UrlFile(get_url_from_name(checkpoint), torch_cache(runtime) / "pyiqa", checkpoint, size)]
+    return [UrlFile(f"{_PUBLISHED}/{checkpoint}", torch_cache(runtime) / "pyiqa", checkpoint, 543_000_000)]
 
 
-def load(name: str, runtime: Runtime) -> PyiqaMetric:
+def load(name: str, runtime: Runtime, progress: Progress | None = None) -> PyiqaMetric:
     """The metric ``name``, always in float32. Raises `ModelError` when its weights cannot be had."""
     how = mapping(name)
     device = resolve_device(runtime.device)
     if name in MANIQA_FILES:
-        path = require(name, files(name, runtime), runtime)[0]
+        path = require(name, files(name, runtime), runtime, progress)[0]
         network = _maniqa(name, path)
     else:
-        network = _create(name, runtime)
+        network = _create(name, runtime, progress)
     return PyiqaMetric(name, how, network.to(device), device)
 
 
@@ -192,14 +201,14 @@ def _fixed_seed() -> Iterator[None]:
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def _create(name: str, runtime: Runtime) -> Any:
+def _create(name: str, runtime: Runtime, progress: Progress | None) -> Any:
     """pyiqa's own construction, with our downloader and weights-only unpickling."""
     import torch
     from huggingface_hub import constants
 
     def download(url: str, path: str, *_: Any, **__: Any) -> None:
         target = Path(path)
-        require(name, [UrlFile(url, target.parent, target.name)], runtime)
+        require(name, [UrlFile(url, target.parent, target.name)], runtime, progress)
 
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     with quiet(), ExitStack() as stack:
@@ -216,6 +225,9 @@ def _create(name: str, runtime: Runtime) -> Any:
             return pyiqa.create_metric(name, device="cpu").net
         except ModelError:
             raise
+        except ImportError as error:
+            older = "setuptools<81" if error.name == "pkg_resources" else error.name
+            raise ModelError(f"{name} needs the package {older}: pip install '{older}'") from error
         except Exception as error:  # sixty architectures, each with its own ways to fail
             hint = f"; try 'gmv-qdrant models fetch {name}'" if is_offline(runtime) else ""
             raise ModelError(f"pyiqa cannot load {name}: {first_line(error)}{hint}") from error
@@ -231,12 +243,11 @@ def _maniqa(name: str, path: Path) -> Any:
     with quiet():
         import timm
         from pyiqa.archs import maniqa_arch
-        from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     def untrained(model: str, **_: Any) -> Any:
         return timm.create_model(model, pretrained=False)
 
-    options = {key: value for key, value in DEFAULT_CONFIGS[name]["metric_opts"].items() if key != "type"}
+    options = {key: value for key, value in _configs()[name]["metric_opts"].items() if key != "type"}
     state = load_state(path)
     with quiet(), swapped(maniqa_arch, "timm", types.SimpleNamespace(create_model=untrained)):
         network = maniqa_arch.MANIQA(**options, pretrained=False)
