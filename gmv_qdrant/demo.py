@@ -1,7 +1,7 @@
 """The demo: the whole way on real images that ship in a package, with nothing downloaded.
 
-scikit-learn's 8x8 handwritten digits belong to five made-up owners. The generator is a Gaussian for each digit in the space
-of its principal components, fitted on the training images: it blurs and blends, it doesn't copy.
+scikit-learn's 8x8 handwritten digits belong to five made-up owners. The generator is a Gaussian for each digit
+in the space of its principal components, fitted on the training images: it blurs and blends, it doesn't copy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .errors import SettingsError
-from .workspace import Workspace
+from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.workspace import Workspace
 
 if TYPE_CHECKING:
-    from .pipeline.streams import Progress
+    from gmv_qdrant.pipeline.streams import Progress
 
 OWNERS = {
     "Ada's archive": (0, 1),
@@ -43,7 +43,10 @@ def run_demo(folder: Path, *, seed: int, progress: Progress, tell: Callable[[str
         raise SettingsError(f"{folder} isn't empty: name a new folder for the demo")
     training, generated = folder / "training", folder / "generated"
     draw_images(training, generated, seed)
-    tell(f"{folder}: 898 digits of {len(OWNERS)} made-up owners, and {GENERATED} images drawn from Gaussians fitted on them")
+    tell(
+        f"{folder}: 898 digits of {len(OWNERS)} made-up owners, and {GENERATED} images drawn from "
+        "Gaussians that were fitted on them"
+    )
     made = Workspace.init(
         folder / "workspace", encoder=f"pixels:{SIZE}", distance=f"l2@{SIZE}", quality="piqe", candidates=200
     )
@@ -73,14 +76,21 @@ def _report(folder: Path, figures: dict[str, Any], tell: Callable[[str], None]) 
         digits = " and ".join(map(str, OWNERS[owner]))
         tell(f"  {owner:<20} {value:8.3f}  {value / total:6.1%}   (owns the digits {digits})")
     tell(
-        f"identical class: {figures['identical_class_ratio']:.1%} of the 30 contributors show the digit that was asked for\n"
-        f"effective contributors: {figures['effective_contributors']:.2f} of 30: with the paper's exp(-d) the credit of one "
-        "image is spread almost evenly over its 30 nearest\n"
-        "go on with:\n"
-        f"  gmv-qdrant -w {folder}/workspace credits --by label\n"
-        f"  gmv-qdrant -w {folder}/workspace credits --by owner --temperature 0.01\n"
-        f"  gmv-qdrant -w {folder}/workspace explain demo-000.png\n"
-        f'  gmv-qdrant -w {folder}/workspace sql "FROM image_values(k := 10) ORDER BY value DESC LIMIT 5"\n'
+        f"identical class: {figures['identical_class_ratio']:.1%} of the 30 contributors show the digit asked for
+"
+        f"effective contributors: {figures['effective_contributors']:.2f} of 30: with the paper's exp(-d) the "
+        "credit of one image is spread almost evenly over its 30 nearest
+"
+        "go on with:
+"
+        f"  gmv-qdrant -w {folder}/workspace credits --by label
+"
+        f"  gmv-qdrant -w {folder}/workspace credits --by owner --temperature 0.01
+"
+        f"  gmv-qdrant -w {folder}/workspace explain demo-000.png
+"
+        f'  gmv-qdrant -w {folder}/workspace sql "FROM image_values(k := 10) ORDER BY value DESC LIMIT 5"
+'
         f"  gmv-qdrant -w {folder}/workspace status"
     )
 
@@ -105,7 +115,9 @@ def draw_images(training: Path, generated: Path, seed: int) -> None:
     for index, digit in enumerate(asked.tolist()):
         model = models[digit]
         code = random.normal(size=COMPONENTS) * np.sqrt(model.explained_variance_)
-        samples.append((f"demo-{index:03d}.png", model.inverse_transform(code[None])[0], {"label": str(digit)}))
+        samples.append(
+            (f"demo-{index:03d}.png", model.inverse_transform(code[None])[0], {"label": str(digit)})
+        )
     _write(generated, samples)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .encoders.base import Storage
-from .errors import StoreError
+from gmv_qdrant.encoders.base import Storage
+from gmv_qdrant.errors import StoreError
 
 Locations = np.ndarray
 """int64 ``(n, 2)``: shard and row of each vector; ``-1, -1`` where there is none."""
@@ -66,6 +66,9 @@ class FeatureSpace:
                     "'gmv-qdrant check --repair' computes its vectors again"
                 ) from error
         return self._shards[shard]
+
+    def rows(self, shard: int) -> int:
+        return len(self._open(shard))
 
     def _stored(self, locations: Locations) -> np.ndarray:
         out = np.empty((len(locations), self.dim), dtype=self.storage.dtype)

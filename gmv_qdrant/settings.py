@@ -15,7 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from .errors import SettingsError
+from gmv_qdrant.errors import SettingsError
 
 FILE = "gmv.toml"
 
@@ -100,7 +100,9 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "settings"
             if first["type"] == "extra_forbidden":  # its value may be a secret under a misspelt name
-                raise SettingsError(f"there is no setting {name!r}: see docs/settings.md for those there are") from None
+                raise SettingsError(
+                    f"there is no setting {name!r}: see docs/settings.md for those there are"
+                ) from None
             raise SettingsError(f"{name} = {first['input']!r} can't be used: {first['msg']}") from None
         except ValueError as error:  # TOML that doesn't parse
             raise SettingsError(f"{file} can't be read: {error}") from None

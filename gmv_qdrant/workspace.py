@@ -1,11 +1,13 @@
 """Workspace: a folder, and one method for each verb of the command line.
 
-Tables come back as DuckDB relations (``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()``) that hold no lock on the ledger.
+Tables come back as DuckDB relations (``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()``) that hold no lock on
+the ledger.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,16 +17,16 @@ import duckdb
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from .errors import FingerprintMismatch, LedgerLocked, SettingsError
-from .ledger import answers
-from .ledger.answers import ValueFunction
-from .ledger.ledger import Ledger
-from .ledger.runs import Run, recorded
-from .settings import FILE, Settings
+from gmv_qdrant.errors import FingerprintMismatch, LedgerLocked, SettingsError
+from gmv_qdrant.ledger import answers
+from gmv_qdrant.ledger.answers import ValueFunction
+from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.runs import Run, recorded
+from gmv_qdrant.settings import FILE, Settings
 
 if TYPE_CHECKING:
-    from .pipeline.context import Context
-    from .pipeline.streams import Progress
+    from gmv_qdrant.pipeline.context import Context
+    from gmv_qdrant.pipeline.streams import Progress
 
 Relation = duckdb.DuckDBPyRelation
 
@@ -49,8 +51,8 @@ class Workspace:
     @classmethod
     def init(cls, path: str | Path, **settings: Any) -> Workspace:
         """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
-        from .encoders import canonical_distance_name, canonical_encoder_name
-        from .quality import canonical_quality_name
+        from gmv_qdrant.encoders import canonical_distance_name, canonical_encoder_name
+        from gmv_qdrant.quality import canonical_quality_name
 
         root = Path(path).absolute()
         if (root / FILE).exists():
@@ -66,7 +68,9 @@ class Workspace:
             wanted.encoder_weights = str(weights)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            (root / "ledger.duckdb").unlink(missing_ok=True)  # of an init that was killed: gmv.toml comes last
+            (root / "ledger.duckdb").unlink(
+                missing_ok=True
+            )  # of an init that was killed: gmv.toml comes last
             ledger = Ledger.create(root / "ledger.duckdb")
             with ledger.write() as con:
                 ledger.set_meta(con, settings=wanted.evidence())
@@ -100,8 +104,9 @@ class Workspace:
     @contextlib.contextmanager
     def _run(self, verb: str) -> Iterator[tuple[Context, Run]]:
         """The only writer of this workspace, with a row in ``runs`` and the networks checked."""
-        from .pipeline.context import Context
-        from .pipeline.streams import Silent
+        from gmv_qdrant.pipeline.context import Context
+        from gmv_qdrant.pipeline.maintenance import recover
+        from gmv_qdrant.pipeline.streams import Silent
 
         lock = FileLock(self.path / ".writing.lock")
         try:
@@ -117,19 +122,22 @@ class Workspace:
         try:
             context.claim()
             with recorded(self.ledger, verb, self.settings.evidence()) as run:
+                recover(context, run)
                 yield context, run
         finally:
             context.close()
             lock.release()
 
-    def ingest(self, paths: Sequence[str | Path], *, owner: str | None = None, readmit: bool = False) -> dict[str, Any]:
+    def ingest(
+        self, paths: Sequence[str | Path], *, owner: str | None = None, readmit: bool = False
+    ) -> dict[str, Any]:
         """Take in training images from folders, files, Parquet, tars or ``hf://`` names; returns counts and timings.
 
         owner: for images whose metadata names none. readmit: also images that were withdrawn.
         Raises `SourceError` for a path that is missing or holds no image.
         """
-        from .images.sources import count_images, open_sources
-        from .pipeline.ingest import ingest
+        from gmv_qdrant.images.sources import count_images, open_sources
+        from gmv_qdrant.pipeline.ingest import ingest
 
         names = [str(path) for path in paths]
         records = open_sources(names, owner=owner)
@@ -140,14 +148,44 @@ class Workspace:
 
     def value(self, paths: Sequence[str | Path], *, batch: str = "default") -> dict[str, Any]:
         """Find the evidence of generated images; images valued before under the same ``batch`` are replaced."""
-        from .images.sources import count_images, open_sources
-        from .pipeline.valuation import value
+        from gmv_qdrant.images.sources import count_images, open_sources
+        from gmv_qdrant.pipeline.valuation import value
 
         names = [str(path) for path in paths]
         records = open_sources(names)
         with self._run("value") as (context, run):
             context.progress.phase("value", count_images(names))
             value(context, run, records, batch)
+        return run.summary()
+
+    def update(self) -> dict[str, Any]:
+        """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
+        from gmv_qdrant.pipeline.maintenance import update
+
+        with self._run("update") as (context, run):
+            update(context, run)
+        return run.summary()
+
+    def withdraw(
+        self,
+        *,
+        owner: str | None = None,
+        uri: str | None = None,
+        ids: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Take training images out: by owner, by URI pattern (``*``, ``?``), or by ids, hashes or URIs.
+
+        An image that other sources bring as well stays, and its credit is split among those.
+        dry_run: only count. Raises `SettingsError` when nothing, or not exactly one selection, is given.
+        """
+        from gmv_qdrant.pipeline.maintenance import Selection, preview_withdrawal, withdraw
+
+        selection = Selection(owner, uri, tuple(ids))
+        if dry_run:
+            return {"verb": "withdraw", "dry_run": True, **preview_withdrawal(self.ledger, selection)}
+        with self._run("withdraw") as (context, run):
+            withdraw(context, run, selection)
         return run.summary()
 
     # -- questions -----------------------------------------------------------------------------------
@@ -170,6 +208,29 @@ class Workspace:
         """Generated images whose evidence is from another training set than today's; `update` mends them."""
         return answers.stale(self.ledger)
 
+    def status(self) -> dict[str, Any]:
+        """What the workspace holds, the proof of quantization, what is stale, the latest runs; opens no network."""
+        return {
+            "workspace": {"path": str(self.path), **self.settings.evidence()},
+            **answers.counts(self.ledger),
+            "store": self._store_status(),
+            "runs": answers.last_runs(self.ledger),
+        }
+
+    def _store_status(self) -> dict[str, Any]:
+        """Read off the disk, so that it also answers while a run writes."""
+        from gmv_qdrant.store.base import CollectionSpec
+        from gmv_qdrant.store.segments import read_status
+
+        dim = self.ledger.meta().get("recall_dim")
+        if dim is None:
+            return {"state": "nothing was ingested yet"}
+        kept = self.settings
+        spec = CollectionSpec(
+            kept.collection, int(dim), vector_name=kept.vector_name, quantization=kept.quantization
+        )
+        return dataclasses.asdict(read_status(self.path / "qdrant", spec))
+
     def explain(self, image: str, **function: Any) -> tuple[str, Relation]:
         """A generated image's contributors, or a training image's beneficiaries."""
         kind, table = answers.explain(self.ledger, image, ValueFunction(**function))
@@ -190,8 +251,8 @@ class Workspace:
 
 def _canonical(settings: Settings) -> dict[str, Any]:
     """The evidence settings with names spelt out, comparable with those that `init` kept."""
-    from .encoders import canonical_distance_name, canonical_encoder_name
-    from .quality import canonical_quality_name
+    from gmv_qdrant.encoders import canonical_distance_name, canonical_encoder_name
+    from gmv_qdrant.quality import canonical_quality_name
 
     weights = settings.encoder_weights
     return {

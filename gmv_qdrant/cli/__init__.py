@@ -1,5 +1,5 @@
 """The command line: one command for each verb of `gmv_qdrant.Workspace`, with the same name and words."""
 
-from .main import main
+from gmv_qdrant.cli.main import main
 
 __all__ = ["main"]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import GmvError
-from .render import bars, note
+from gmv_qdrant.cli.render import bars, note
+from gmv_qdrant.errors import GmvError
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from gmv_qdrant.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,7 +70,7 @@ def cli(ctx: click.Context, workspace: Path, debug: bool) -> None:
 
 def main() -> None:
     """Entry point of ``gmv-qdrant``."""
-    from . import questions, runs, setup
+    from gmv_qdrant.cli import questions, runs, setup
 
     for module in (setup, runs, questions):
         for command in module.COMMANDS:
@@ -85,7 +85,13 @@ def function_options(command: F) -> F:
     """How evidence becomes values: the options of every command that shows values."""
     for option in reversed(
         (
-            click.option("-k", type=click.IntRange(min=1), default=30, show_default=True, help="Contributors of a generated image."),
+            click.option(
+                "-k",
+                type=click.IntRange(min=1),
+                default=30,
+                show_default=True,
+                help="Contributors of a generated image.",
+            ),
             click.option(
                 "--temperature",
                 type=click.FloatRange(min=0, min_open=True),
@@ -93,7 +99,9 @@ def function_options(command: F) -> F:
                 show_default=True,
                 help="T in exp(-d/T); 1 is the paper's formula.",
             ),
-            click.option("--uncalibrated", is_flag=True, help="Don't weigh by the generated image's quality."),
+            click.option(
+                "--uncalibrated", is_flag=True, help="Don't weigh by the generated image's quality."
+            ),
             click.option("--batch", help="Only the generated images valued under this name."),
         )
     ):
@@ -122,7 +130,7 @@ def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     @click.pass_obj
     def opened(path: Path, **options: Any) -> None:
-        from ..workspace import Workspace
+        from gmv_qdrant.workspace import Workspace
 
         names = ("device", "batch_size", "workers", "offline", "precision")
         overrides = {name: options.pop(name) for name in names if name in options}

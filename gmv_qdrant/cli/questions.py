@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .main import function_options, json_option, warn_if_stale, with_workspace
-from .render import note, print_json, print_rows, rows
+from gmv_qdrant.cli.main import function_options, json_option, warn_if_stale, with_workspace
+from gmv_qdrant.cli.render import note, print_json, print_rows, rows
 
 
 def _function(options: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,9 @@ def _function(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--by", default="owner", show_default=True, help="image, owner, label, licence or any attribute.")
+@click.option(
+    "--by", default="owner", show_default=True, help="image, owner, label, licence or any attribute."
+)
 @function_options
 @click.option("--top", type=click.IntRange(min=1), help="Only the largest.")
 @json_option
@@ -79,7 +81,9 @@ def sql(workspace: Any, query: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--format", "file_format", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True)
+@click.option(
+    "--format", "file_format", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True
+)
 @function_options
 @json_option
 @with_workspace

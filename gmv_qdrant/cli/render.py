@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..workspace import Relation
+    from gmv_qdrant.workspace import Relation
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -43,7 +43,9 @@ def rows(relation: Relation) -> list[dict[str, Any]]:
     return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
-def print_rows(found: Sequence[dict[str, Any]], columns: Sequence[str], *, title: str = "", most: int = MOST_ROWS) -> None:
+def print_rows(
+    found: Sequence[dict[str, Any]], columns: Sequence[str], *, title: str = "", most: int = MOST_ROWS
+) -> None:
     """A table on stdout; on a terminal, long ones are cut and say so."""
     table = Table(title=title or None, title_justify="left")
     shown = found if not sys.stdout.isatty() else found[:most]
@@ -76,7 +78,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     seconds = dict(summary.get("seconds", {}))
     total = seconds.pop("total", 0.0)
     counts = ", ".join(
-        f"{value:,} {name.replace('_', ' ')}" if isinstance(value, int) else f"{name.replace('_', ' ')} {value:.2g}"
+        f"{value:,} {name.replace('_', ' ')}"
+        if isinstance(value, int)
+        else f"{name.replace('_', ' ')} {value:.2g}"
         for name, value in summary.items()
         if name not in ("verb", "seconds") and value
     )

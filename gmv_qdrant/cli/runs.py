@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from .main import run_options, with_workspace
-from .render import print_json, print_summary
+from gmv_qdrant.cli.main import run_options, with_workspace
+from gmv_qdrant.cli.render import print_json, print_summary
 
 
 def _show(summary: dict[str, Any], as_json: bool) -> None:
@@ -34,7 +34,9 @@ def ingest(workspace: Any, paths: tuple[str, ...], owner: str | None, readmit: b
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True)
-@click.option("--batch", default="default", show_default=True, help="A name for this set of generated images.")
+@click.option(
+    "--batch", default="default", show_default=True, help="A name for this set of generated images."
+)
 @run_options
 @with_workspace
 def value(workspace: Any, paths: tuple[str, ...], batch: str, as_json: bool) -> None:

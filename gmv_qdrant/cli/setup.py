@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .main import json_option, with_workspace
-from .render import bars, cell, note, out, print_json
+from gmv_qdrant.cli.main import json_option, with_workspace
+from gmv_qdrant.cli.render import bars, cell, note, out, print_json
 
 
 @click.command()
@@ -24,7 +24,7 @@ from .render import bars, cell, note, out, print_json
 @click.option("--collection", help="Name of the collection.  [default: training]")
 def init(workspace: Path, **settings: Any) -> None:
     """Make a workspace: settings, and an empty ledger."""
-    from ..workspace import Workspace
+    from gmv_qdrant.workspace import Workspace
 
     made = Workspace.init(workspace, **settings)
     note(f"workspace {made.path}: encoder {made.settings.encoder}, distance {made.settings.distance}, "
@@ -41,10 +41,16 @@ def status(workspace: Any, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    runs = found.pop("runs")
     for section, facts in found.items():
         out.print(section, style="bold")
         for name, value in facts.items():
             out.print(f"  {name.replace('_', ' '):<24}{cell(value)}", markup=False)
+    for run in runs:
+        out.print(f"{run['started_at']:%Y-%m-%d %H:%M} {run['verb']} {run['status']}", style="bold", end="  ")
+        out.print(
+            ", ".join(f"{value:,} {name}" for name, value in run["counts"].items() if value), markup=False
+        )
 
 
 @click.command()
@@ -53,7 +59,7 @@ def status(workspace: Any, as_json: bool) -> None:
 @json_option
 def demo(folder: Path, seed: int, as_json: bool) -> None:
     """The whole way on real images, in a minute, with nothing downloaded."""
-    from ..demo import run_demo
+    from gmv_qdrant.demo import run_demo
 
     with bars() as progress:
         figures = run_demo(folder, seed=seed, progress=progress, tell=(lambda _: None) if as_json else note)

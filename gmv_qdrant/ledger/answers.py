@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from ..errors import LedgerError, SettingsError
-from .ledger import Ledger
+from gmv_qdrant.errors import LedgerError, SettingsError
+from gmv_qdrant.ledger.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,9 @@ class ValueFunction:
         if self.k is not None and self.k < 1:
             raise SettingsError(f"k = {self.k} can't be used: at least one contributor is needed")
         if not self.temperature > 0:
-            raise SettingsError(f"temperature = {self.temperature} can't be used: it must be above 0 (1 is the paper)")
+            raise SettingsError(
+                f"temperature = {self.temperature} can't be used: it must be above 0 (1 is the paper)"
+            )
 
     def sql(self) -> str:
         """Arguments of a macro, after positional ones."""
@@ -104,9 +107,52 @@ def stale(ledger: Ledger) -> int:
     """Generated images valued against another training set than today's."""
     return int(
         ledger.query(
-            "SELECT count(*) AS n FROM generated WHERE epoch_valued < (SELECT value::INTEGER FROM meta WHERE key = 'epoch')"
+            """SELECT count(*) AS n FROM generated
+            WHERE epoch_valued < (SELECT value::INTEGER FROM meta WHERE key = 'epoch')"""
         )["n"][0].as_py()
     )
+
+
+def counts(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """What the ledger holds, by section."""
+    row = ledger.query(
+        """
+        SELECT (SELECT count(*) FROM training WHERE epoch_withdrawn IS NULL) AS training_images,
+               (SELECT count(*) FROM sources) AS sources,
+               (SELECT count(*) FROM training WHERE epoch_withdrawn IS NOT NULL) AS withdrawn,
+               (SELECT count(DISTINCT owner) FROM sources) AS owners,
+               (SELECT count(*) FROM generated) AS generated_images,
+               (SELECT count(DISTINCT batch) FROM generated) AS batches,
+               (SELECT count(*) FROM matches) AS matches,
+               (SELECT count(*) FROM quarantine) AS quarantined
+        """
+    ).to_pylist()[0]
+    return {
+        "training": {
+            "images": row["training_images"],
+            "sources": row["sources"],
+            "duplicates": row["sources"] - row["training_images"],
+            "owners": row["owners"],
+            "withdrawn": row["withdrawn"],
+            "quarantined": row["quarantined"],
+        },
+        "generated": {
+            "images": row["generated_images"],
+            "batches": row["batches"],
+            "stale": stale(ledger),
+            "matches": row["matches"],
+        },
+    }
+
+
+def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
+    """The latest runs, newest first."""
+    rows = ledger.query(
+        """SELECT verb, status, started_at, date_diff('second', started_at, finished_at) AS seconds, epoch, counts
+        FROM runs ORDER BY started_at DESC LIMIT $most""",
+        {"most": most},
+    )
+    return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows.to_pylist()]
 
 
 def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
@@ -127,7 +173,9 @@ def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, p
     ).to_pylist()
     exact = [row for row in found if row["uri"] == image] or found
     if not exact:
-        raise LedgerError(f"no training or generated image is called {image!r}: give its path, file name or id")
+        raise LedgerError(
+            f"no training or generated image is called {image!r}: give its path, file name or id"
+        )
     if len({(row["kind"], row["key"]) for row in exact}) > 1:
         names = ", ".join(f"{row['uri']} ({row['kind']})" for row in exact[:5])
         raise LedgerError(f"{len(exact)} images are called {image!r}: give one of {names}")
@@ -176,7 +224,8 @@ EXPORTS = {
     "sources": """
         SELECT t.point_id AS image, s.uri, s.owner, s.label, s.licence, s.attributes, t.content_hash AS sha256,
                t.width, t.height
-        FROM sources s JOIN training t USING (training_key) WHERE t.epoch_withdrawn IS NULL ORDER BY t.point_id, s.uri""",
+        FROM sources s JOIN training t USING (training_key) WHERE t.epoch_withdrawn IS NULL
+        ORDER BY t.point_id, s.uri""",
     "generated": """
         SELECT uri, batch, label, quality, point_id AS image, content_hash AS sha256, attributes
         FROM generated ORDER BY batch, uri""",
@@ -192,7 +241,10 @@ def export(ledger: Ledger, directory: Path, function: ValueFunction, file_format
         for name, select in EXPORTS.items():
             target = directory / f"{name}.{file_format}"
             partial = target.with_suffix(".partial")
-            options: dict[str, Any] = {"parquet": "FORMAT parquet, COMPRESSION zstd", "csv": "FORMAT csv, HEADER"}
+            options: dict[str, Any] = {
+                "parquet": "FORMAT parquet, COMPRESSION zstd",
+                "csv": "FORMAT csv, HEADER",
+            }
             con.execute(
                 f"COPY ({select.format(arguments=function.sql())}) TO {literal(str(partial))} ({options[file_format]})"
             )

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from ..errors import LedgerError, LedgerLocked
+from gmv_qdrant.errors import LedgerError, LedgerLocked
 
 SCHEMA_VERSION = "1"
 READER_PATIENCE = 10.0
@@ -131,7 +131,9 @@ class Ledger:
         finally:
             con.close()
 
-    def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table) -> pa.Table:
+    def query(
+        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
+    ) -> pa.Table:
         """Rows of one read as an Arrow table; ``tables`` can be named in the SQL."""
         with self.read() as con:
             for name, table in tables.items():

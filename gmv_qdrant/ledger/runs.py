@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .ledger import Connection, Ledger, insert
+from gmv_qdrant.ledger.ledger import Connection, Ledger, insert
 
 _PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
 

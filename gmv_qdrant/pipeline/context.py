@@ -11,19 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..encoders import RecallDistance, Runtime, load_distance, load_encoder
-from ..encoders.base import Encoder, Storage
-from ..errors import FingerprintMismatch
-from ..features import FeatureSpace
-from ..ledger.ledger import Ledger
-from ..quality import load_quality
-from ..settings import Settings
-from ..store import open_store
-from ..store.base import CollectionSpec, VectorStore
-from .streams import Progress
+from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_encoder
+from gmv_qdrant.encoders.base import Encoder, Storage
+from gmv_qdrant.errors import FingerprintMismatch
+from gmv_qdrant.features import FeatureSpace
+from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.pipeline.streams import Progress
+from gmv_qdrant.quality import load_quality
+from gmv_qdrant.settings import Settings
+from gmv_qdrant.store.base import CollectionSpec, VectorStore
+from gmv_qdrant.store.edge import EdgeStore
 
 if TYPE_CHECKING:
-    from ..quality.base import QualityMetric
+    from gmv_qdrant.quality.base import QualityMetric
 
 VIEWS = {"none": ("",), "flip": ("", "@flip")}
 """Suffix of the feature spaces of each view of a generated image; the first is the image as it is."""
@@ -79,7 +79,12 @@ class Context:
             vector_name=self.settings.vector_name,
             quantization=self.settings.quantization,
         )
-        return open_store(self.root, self.settings, spec)
+        return EdgeStore.open(self.root / "qdrant", spec)
+
+    @property
+    def owns_collection(self) -> bool:
+        """False for an adopted collection: nothing of it is ever removed."""
+        return "adopted" not in self.ledger.meta()
 
     @property
     def batch_size(self) -> int:
@@ -90,6 +95,11 @@ class Context:
     @property
     def views(self) -> tuple[str, ...]:
         return VIEWS[self.settings.views]
+
+    @property
+    def generated_spaces(self) -> list[str]:
+        """Feature spaces of a generated image: recall and re-rank vectors of each view."""
+        return [f"generated/{kind}{view}" for kind in ("recall", "rerank") for view in self.views]
 
     def space(self, name: str) -> FeatureSpace:
         """A feature space by its ledger name, such as ``training/rerank``."""
@@ -125,7 +135,7 @@ class Context:
         kept = self.ledger.meta().get("fingerprint")
         if kept is None:
             with self.ledger.write() as con:
-                self.ledger.set_meta(con, fingerprint=mine)
+                self.ledger.set_meta(con, fingerprint=mine, recall_dim=self.encoder.dim)
             return
         theirs = json.loads(kept)
         for name, value in mine.items():

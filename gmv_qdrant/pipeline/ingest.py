@@ -13,18 +13,20 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ..images.records import Record, Unusable
-from ..ledger.ledger import Connection, insert
-from ..ledger.runs import Run
-from .context import Context
-from .loading import Embedded, Embedder, Loaded, load
-from .streams import chunked
+from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.ledger.ledger import Connection, insert
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load
+from gmv_qdrant.pipeline.streams import chunked
 
 MAX_STORED_BYTES = 262_144
 """A re-rank vector larger than this is computed on demand instead of kept (LPIPS at 224 px: 658 KB)."""
 
 
-def ingest(context: Context, run: Run, records: Iterable[Record | Unusable], *, readmit: bool = False) -> None:
+def ingest(
+    context: Context, run: Run, records: Iterable[Record | Unusable], *, readmit: bool = False
+) -> None:
     """Take in what is new; skip what is known; add sources to contents that are known.
 
     readmit: take in images again that were withdrawn.
@@ -56,7 +58,9 @@ class _Ingestion:
         self.readmit = readmit
         self.embedder = Embedder(context, rerank=stores_rerank(context))
         with context.ledger.read() as con:
-            self.next_key: int = con.execute("SELECT coalesce(max(training_key), 0) + 1 FROM training").fetchall()[0][0]
+            self.next_key: int = con.execute(
+                "SELECT coalesce(max(training_key), 0) + 1 FROM training"
+            ).fetchall()[0][0]
 
     def take(self, records: Sequence[Record]) -> None:
         """One chunk: all of it durable when this returns."""
@@ -80,7 +84,9 @@ class _Ingestion:
         failed = set(new) - {item.loaded.hash for item in embedded}
         for hash_, record in sources:
             if hash_ in failed and record is not new[hash_].record:
-                self.run.quarantine(record.uri, f"the same bytes as {new[hash_].record.uri}, which could not be used")
+                self.run.quarantine(
+                    record.uri, f"the same bytes as {new[hash_].record.uri}, which could not be used"
+                )
         sources = [(hash_, record) for hash_, record in sources if hash_ not in failed]
         self._commit(embedded, sources, {hash_: key for hash_, (key, _) in known.items()})
 
@@ -97,7 +103,8 @@ class _Ingestion:
         )
         seen = self.context.ledger.query(
             """
-            SELECT r.row FROM records r JOIN sources s ON s.uri = r.uri AND s.file_size = r.size AND s.file_time = r.time
+            SELECT r.row FROM records r
+            JOIN sources s ON s.uri = r.uri AND s.file_size = r.size AND s.file_time = r.time
             JOIN training t USING (training_key)
             WHERE t.epoch_withdrawn IS NULL
               AND r.facts = to_json([s.owner, s.label, s.licence, s.attributes::VARCHAR])::VARCHAR
@@ -213,4 +220,6 @@ def _write_sources(con: Connection, sources: list[tuple[str, Record]], keys: dic
 def _facts(record: Record) -> str:
     """A record's metadata in one comparable line."""
     attributes = json.dumps(record.attributes)
-    return json.dumps([record.owner, record.label, record.licence, attributes], separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(
+        [record.owner, record.label, record.licence, attributes], separators=(",", ":"), ensure_ascii=False
+    )

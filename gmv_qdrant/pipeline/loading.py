@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..encoders import RecallDistance
-from ..encoders.base import Encoder
-from ..errors import ImageError
-from ..images.decode import decode
-from ..images.records import Record, content_hash, point_id
-from ..ledger.runs import Run
-from .context import Context
-from .streams import batched, mapped
+from gmv_qdrant.encoders import RecallDistance
+from gmv_qdrant.encoders.base import Encoder
+from gmv_qdrant.errors import ImageError
+from gmv_qdrant.images.decode import decode
+from gmv_qdrant.images.identity import content_hash, point_id
+from gmv_qdrant.images.records import Record
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.streams import batched, mapped
 
 
 @dataclass(slots=True)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ..encoders.base import distances
-from ..errors import StoreError
-from ..ledger.runs import Run
-from ..store.base import SearchParams
-from ..store.search import default_oversampling
-from .context import Context
-from .rerank_vectors import RerankVectors
+from gmv_qdrant.encoders.base import distances
+from gmv_qdrant.errors import StoreError
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
+from gmv_qdrant.store.base import Hits, default_params
 
 
 @dataclass(slots=True)
@@ -43,11 +42,7 @@ class Matcher:
         self.run = run
         self.vectors = RerankVectors(context, run)
         settings = context.settings
-        self.params = SearchParams(
-            exact=settings.quantization == "none",
-            rescore=True,
-            oversampling=default_oversampling(settings.quantization, settings.candidates),
-        )
+        self.params = default_params(settings.quantization, settings.candidates)
 
     def match(self, recall: np.ndarray, rerank: np.ndarray) -> list[Matches]:
         """Evidence of m images: ``recall`` and ``rerank`` are float32 ``(m, views, dim)``."""
@@ -74,12 +69,9 @@ class Matcher:
         return Matches(keys[order], nearest[order], by_view.argmin(axis=0)[order].astype(np.int8), radius)
 
 
-def _radius(hits: Sequence[object], wanted: int) -> float:
+def _radius(hits: Sequence[Hits], wanted: int) -> float:
     """A new training image can only become a candidate if it is nearer than this in some view."""
-    return max(
-        float(hit.distances[wanted - 1]) if len(hit.ids) >= wanted else float("inf")  # type: ignore[attr-defined]
-        for hit in hits
-    )
+    return max(float(hit.distances[wanted - 1]) if len(hit.ids) >= wanted else float("inf") for hit in hits)
 
 
 def evidence_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[str, pa.Array]:
@@ -96,7 +88,11 @@ def evidence_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[s
 
 def require_training_images(context: Context) -> int:
     """How many training images there are; none is an error with a hint."""
-    count = int(context.ledger.query("SELECT count(*) AS n FROM training WHERE epoch_withdrawn IS NULL")["n"][0].as_py())
+    count = int(
+        context.ledger.query("SELECT count(*) AS n FROM training WHERE epoch_withdrawn IS NULL")["n"][
+            0
+        ].as_py()
+    )
     if count == 0:
         raise StoreError(
             f"the workspace {context.root} has no training images to value against: "

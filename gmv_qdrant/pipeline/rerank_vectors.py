@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..encoders import RecallDistance
-from ..errors import ImageError
-from ..images.decode import decode
-from ..images.records import content_hash
-from ..images.sources import read_uri
-from ..ledger.runs import Run
-from ..store.base import parse_point_id
-from .context import Context
-from .ingest import insert_features, stores_rerank
-from .loading import through
-from .streams import batched, mapped
+from gmv_qdrant.encoders import RecallDistance
+from gmv_qdrant.errors import ImageError
+from gmv_qdrant.images.decode import decode
+from gmv_qdrant.images.identity import content_hash
+from gmv_qdrant.images.sources import read_uri
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.ingest import insert_features, stores_rerank
+from gmv_qdrant.pipeline.loading import through
+from gmv_qdrant.pipeline.streams import batched, mapped
+from gmv_qdrant.store.base import parse_point_id
 
 MEMORY_BYTES = 1 << 30
 """Room for vectors that are too large to be kept on disk."""
@@ -154,7 +154,9 @@ class RerankVectors:
 
     def _from_store(self, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Without re-ranking the vector is the recall embedding, and the store has it."""
-        points = {parse_point_id(point): key for point, known in self._known.items() if (key := known.key) in keys}
+        points = {
+            parse_point_id(point): key for point, known in self._known.items() if (key := known.key) in keys
+        }
         for point in self.context.store.retrieve(list(points), with_vectors=True):
             if point.vector is not None:
                 yield points[point.id], (point.vector / np.linalg.norm(point.vector))[None]

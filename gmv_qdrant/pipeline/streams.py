@@ -53,7 +53,9 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def chunked(items: Iterable[T], seconds: float = 20.0, smallest: int = 64, largest: int = 4096) -> Iterator[list[T]]:
+def chunked(
+    items: Iterable[T], seconds: float = 20.0, smallest: int = 64, largest: int = 4096
+) -> Iterator[list[T]]:
     """Chunks that each take about ``seconds`` to work on: what a kill can lose, whatever the hardware."""
     source = iter(items)
     size = smallest

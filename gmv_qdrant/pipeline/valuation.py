@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ..errors import LedgerError
-from ..images.records import Record, Unusable
-from ..ledger.ledger import Connection, insert
-from ..ledger.runs import Run
-from .context import Context
-from .ingest import insert_features, stores_rerank
-from .loading import Embedded, Embedder, Loaded, load
-from .matching import Matcher, Matches, evidence_columns, require_training_images
-from .streams import batched, chunked
+from gmv_qdrant.errors import LedgerError
+from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.ledger.ledger import Connection, insert
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.ingest import insert_features, stores_rerank
+from gmv_qdrant.pipeline.loading import Embedder, Loaded, load
+from gmv_qdrant.pipeline.matching import Matcher, Matches, evidence_columns, require_training_images
+from gmv_qdrant.pipeline.streams import chunked
 
 CONSERVATION = 1e-9
 """Largest relative error allowed in sum_i V_ij = q_j and sum_i phi_i = sum_j q_j."""
@@ -66,6 +66,14 @@ class _Known:
     epoch_valued: int
 
 
+@dataclass(slots=True)
+class _Vectors:
+    """Quality of a content, and the shard and row of its vector in each feature space."""
+
+    quality: float | None
+    locations: dict[str, list[int]]
+
+
 class Valuation:
     """Turns chunks of generated images into evidence."""
 
@@ -75,7 +83,9 @@ class Valuation:
         self.matcher = Matcher(context, run)
         self.embedder = Embedder(context, views=context.views, quality=True)
         with context.ledger.read() as con:
-            self.next_key: int = con.execute("SELECT coalesce(max(generated_key), 0) + 1 FROM generated").fetchall()[0][0]
+            self.next_key: int = con.execute(
+                "SELECT coalesce(max(generated_key), 0) + 1 FROM generated"
+            ).fetchall()[0][0]
 
     def take(self, records: Sequence[Record], batch: str) -> None:
         """One chunk: all of it durable when this returns."""
@@ -88,38 +98,88 @@ class Valuation:
                 self.run.counts["unchanged"] += 1
             else:
                 todo.append(item)
-        twice = {item.hash: item for item in todo}
-        embedded = {item.loaded.hash: item for item in self.embedder.embed(self.run, list(twice.values()))}
-        valued = [item for item in todo if item.hash in embedded]
+        vectors = self._vectors({item.hash: item for item in todo})
+        valued = [item for item in todo if item.hash in vectors]
         if not valued:
             return
         keys = [self._key(known.get(item.record.uri)) for item in valued]
-        spaces = self._append(list(embedded.values()))
-        position = {hash_: row for row, hash_ in enumerate(embedded)}
-        rows = np.array([position[item.hash] for item in valued])
-        evidence = self.match(
-            {space: locations for space, locations in spaces.items()}, len(embedded)
-        )
+        spaces = {
+            space: np.array([vectors[item.hash].locations[space] for item in valued], dtype=np.int64)
+            for space in self.context.generated_spaces
+        }
+        evidence = self.match(spaces)
         with self.run.timed("write"), self.context.ledger.write() as con:
-            self._replace(con, keys, valued, [evidence[row] for row in rows], embedded, batch)
+            replace_matches(con, keys, evidence)
+            con.execute("DELETE FROM generated WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [keys])
+            insert(
+                con,
+                "generated",
+                {
+                    "generated_key": keys,
+                    "point_id": [str(item.point_id) for item in valued],
+                    "content_hash": [item.hash for item in valued],
+                    "uri": [item.record.uri for item in valued],
+                    "batch": [batch] * len(keys),
+                    "label": pa.array([item.record.label for item in valued], pa.string()),
+                    "quality": pa.array([vectors[item.hash].quality for item in valued], pa.float64()),
+                    "recall_radius": [matches.radius for matches in evidence],
+                    "epoch_valued": [self.run.epoch] * len(keys),
+                    "attributes": [json.dumps(item.record.attributes) for item in valued],
+                },
+            )
             for space, locations in spaces.items():
-                con.execute("DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))", [space, keys])
-                insert_features(con, space, keys, locations[rows])
+                con.execute(
+                    "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))",
+                    [space, keys],
+                )
+                insert_features(con, space, keys, locations)
             self.run.write_quarantine(con, healed=[item.record.uri for item in valued])
         self.run.counts["valued"] += len(valued)
 
-    def match(self, spaces: dict[str, np.ndarray], count: int) -> list[Matches]:
-        """Evidence of images whose vectors stand at these locations of each feature space."""
-        views = self.context.views
+    def _vectors(self, images: dict[str, Loaded]) -> dict[str, _Vectors]:
+        """Where the vectors of each content are: known from another valuation, or computed now."""
+        vectors = self._valued_before(list(images))
+        embedded = list(
+            self.embedder.embed(self.run, [images[hash_] for hash_ in images if hash_ not in vectors])
+        )
+        if embedded:
+            with self.run.timed("write"):
+                for index, view in enumerate(self.context.views):
+                    for kind in ("recall", "rerank"):
+                        rows = [np.asarray(getattr(item, kind))[index] for item in embedded]
+                        space = f"generated/{kind}{view}"
+                        locations = self.context.space(space).append(np.stack(rows))
+                        for item, location in zip(embedded, locations.tolist(), strict=True):
+                            mine = vectors.setdefault(item.loaded.hash, _Vectors(item.quality, {}))
+                            mine.locations[space] = location
+        return vectors
+
+    def _valued_before(self, hashes: list[str]) -> dict[str, _Vectors]:
+        rows = self.context.ledger.query(
+            """
+            SELECT content_hash, any_value(quality) AS quality, f.space, min([f.shard, f.row]) AS location
+            FROM generated g JOIN hashes USING (content_hash) JOIN features f ON f.key = g.generated_key
+            WHERE starts_with(f.space, 'generated/') GROUP BY content_hash, f.space
+            """,
+            hashes=pa.table({"content_hash": pa.array(hashes, pa.string())}),
+        )
+        found: dict[str, _Vectors] = {}
+        for row in rows.to_pylist():
+            mine = found.setdefault(row["content_hash"], _Vectors(row["quality"], {}))
+            mine.locations[row["space"]] = row["location"]
+        return found
+
+    def match(self, spaces: dict[str, np.ndarray]) -> list[Matches]:
+        """Evidence of images whose vectors stand at these int64 ``(m, 2)`` locations of each feature space."""
+        count = len(next(iter(spaces.values())))
         group = 64 if stores_rerank(self.context) else 2  # large vectors: few candidates in memory at once
         evidence: list[Matches] = []
         for start in range(0, count, group):
-            part = slice(start, start + group)
             recall, rerank = (
                 np.stack(
                     [
-                        self.context.space(f"generated/{kind}{view}").gather(spaces[f"generated/{kind}{view}"][part])
-                        for view in views
+                        self.context.space(space).gather(spaces[space][start : start + group])
+                        for space in (f"generated/{kind}{view}" for view in self.context.views)
                     ],
                     axis=1,
                 )
@@ -136,50 +196,15 @@ class Valuation:
 
     def _known(self, uris: list[str], batch: str) -> dict[str, _Known]:
         rows = self.context.ledger.query(
-            "SELECT uri, generated_key, content_hash, epoch_valued FROM generated JOIN uris USING (uri) WHERE batch = $batch",
+            """SELECT uri, generated_key, content_hash, epoch_valued
+            FROM generated JOIN uris USING (uri) WHERE batch = $batch""",
             {"batch": batch},
             uris=pa.table({"uri": pa.array(sorted(set(uris)), pa.string())}),
         )
-        return {row["uri"]: _Known(row["generated_key"], row["content_hash"], row["epoch_valued"]) for row in rows.to_pylist()}
-
-    def _append(self, embedded: list[Embedded]) -> dict[str, np.ndarray]:
-        """Keep the vectors of each view; returns the locations by feature space."""
-        spaces = {}
-        with self.run.timed("write"):
-            for index, view in enumerate(self.context.views):
-                recall = np.stack([item.recall[index] for item in embedded])
-                rerank = np.stack([item.rerank[index] for item in embedded if item.rerank is not None])
-                spaces[f"generated/recall{view}"] = self.context.space(f"generated/recall{view}").append(recall)
-                spaces[f"generated/rerank{view}"] = self.context.space(f"generated/rerank{view}").append(rerank)
-        return spaces
-
-    def _replace(
-        self,
-        con: Connection,
-        keys: list[int],
-        valued: list[Loaded],
-        evidence: list[Matches],
-        embedded: dict[str, Embedded],
-        batch: str,
-    ) -> None:
-        replace_matches(con, keys, evidence)
-        con.execute("DELETE FROM generated WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [keys])
-        insert(
-            con,
-            "generated",
-            {
-                "generated_key": keys,
-                "point_id": [str(item.point_id) for item in valued],
-                "content_hash": [item.hash for item in valued],
-                "uri": [item.record.uri for item in valued],
-                "batch": [batch] * len(keys),
-                "label": pa.array([item.record.label for item in valued], pa.string()),
-                "quality": pa.array([embedded[item.hash].quality for item in valued], pa.float64()),
-                "recall_radius": [matches.radius for matches in evidence],
-                "epoch_valued": [self.run.epoch] * len(keys),
-                "attributes": [json.dumps(item.record.attributes) for item in valued],
-            },
-        )
+        return {
+            row["uri"]: _Known(row["generated_key"], row["content_hash"], row["epoch_valued"])
+            for row in rows.to_pylist()
+        }
 
 
 def replace_matches(con: Connection, keys: Sequence[int], evidence: Sequence[Matches]) -> None:
