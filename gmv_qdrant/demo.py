@@ -76,21 +76,14 @@ def _report(folder: Path, figures: dict[str, Any], tell: Callable[[str], None]) 
         digits = " and ".join(map(str, OWNERS[owner]))
         tell(f"  {owner:<20} {value:8.3f}  {value / total:6.1%}   (owns the digits {digits})")
     tell(
-        f"identical class: {figures['identical_class_ratio']:.1%} of the 30 contributors show the digit asked for
-"
+        f"identical class: {figures['identical_class_ratio']:.1%} of the 30 contributors show the digit asked for\n"
         f"effective contributors: {figures['effective_contributors']:.2f} of 30: with the paper's exp(-d) the "
-        "credit of one image is spread almost evenly over its 30 nearest
-"
-        "go on with:
-"
-        f"  gmv-qdrant -w {folder}/workspace credits --by label
-"
-        f"  gmv-qdrant -w {folder}/workspace credits --by owner --temperature 0.01
-"
-        f"  gmv-qdrant -w {folder}/workspace explain demo-000.png
-"
-        f'  gmv-qdrant -w {folder}/workspace sql "FROM image_values(k := 10) ORDER BY value DESC LIMIT 5"
-'
+        "credit of one image is spread almost evenly over its 30 nearest\n"
+        "go on with:\n"
+        f"  gmv-qdrant -w {folder}/workspace credits --by label\n"
+        f"  gmv-qdrant -w {folder}/workspace credits --by owner --temperature 0.01\n"
+        f"  gmv-qdrant -w {folder}/workspace explain demo-000.png\n"
+        f'  gmv-qdrant -w {folder}/workspace sql "FROM image_values(k := 10) ORDER BY value DESC LIMIT 5"\n'
         f"  gmv-qdrant -w {folder}/workspace status"
     )
 

@@ -129,7 +129,7 @@ def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     @click.pass_obj
-    def opened(path: Path, **options: Any) -> None:
+    def opened(path: Path, /, **options: Any) -> None:
         from gmv_qdrant.workspace import Workspace
 
         names = ("device", "batch_size", "workers", "offline", "precision")

@@ -70,7 +70,7 @@ def cell(value: Any) -> str:
 
 def note(message: str) -> None:
     """A message for people, on stderr."""
-    err.print(message, markup=False)
+    err.print(message, markup=False, soft_wrap=True)
 
 
 def print_summary(summary: dict[str, Any]) -> None:

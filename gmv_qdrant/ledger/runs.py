@@ -6,7 +6,7 @@ import json
 import platform
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ class Run:
         self.verb = verb
         self.epoch = epoch
         self.counts: Counter[str] = Counter()
-        self.timings: Counter[str] = Counter()
+        self.timings: defaultdict[str, float] = defaultdict(float)
         self.figures: dict[str, float] = {}
         self._quarantined: dict[str, str] = {}
 

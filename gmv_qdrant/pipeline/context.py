@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_encoder
+from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
 from gmv_qdrant.encoders.base import Encoder, Storage
 from gmv_qdrant.errors import FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
@@ -19,8 +19,8 @@ from gmv_qdrant.ledger.ledger import Ledger
 from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.quality import load_quality
 from gmv_qdrant.settings import Settings
+from gmv_qdrant.store import open_store
 from gmv_qdrant.store.base import CollectionSpec, VectorStore
-from gmv_qdrant.store.edge import EdgeStore
 
 if TYPE_CHECKING:
     from gmv_qdrant.quality.base import QualityMetric
@@ -79,7 +79,7 @@ class Context:
             vector_name=self.settings.vector_name,
             quantization=self.settings.quantization,
         )
-        return EdgeStore.open(self.root / "qdrant", spec)
+        return open_store(self.root, self.settings, spec)
 
     @property
     def owns_collection(self) -> bool:
@@ -90,7 +90,7 @@ class Context:
     def batch_size(self) -> int:
         if self.settings.batch_size:
             return self.settings.batch_size
-        return 256 if self.runtime.resolved_device.type == "cuda" else 32
+        return 256 if resolve_device(self.runtime.device).partition(":")[0] == "cuda" else 32
 
     @property
     def views(self) -> tuple[str, ...]:

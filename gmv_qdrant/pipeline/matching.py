@@ -17,7 +17,8 @@ from gmv_qdrant.errors import StoreError
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
-from gmv_qdrant.store.base import Hits, default_params
+from gmv_qdrant.store.base import Hits
+from gmv_qdrant.store.search import default_params
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import torch
 from gmv_qdrant.encoders import RecallDistance
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.decode import decode
-from gmv_qdrant.images.identity import content_hash
+from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
