@@ -1,6 +1,6 @@
 """Who earned the credit for a generated image? GMValuator (ICLR 2025) on Qdrant and DuckDB."""
 
-from .errors import (
+from gmv_qdrant.errors import (
     CollectionMismatch,
     FingerprintMismatch,
     GmvError,
@@ -13,8 +13,8 @@ from .errors import (
     StoreError,
     StoreUnavailable,
 )
-from .ledger.answers import ValueFunction
-from .workspace import Workspace
+from gmv_qdrant.ledger.answers import ValueFunction
+from gmv_qdrant.workspace import Workspace
 
 __all__ = [
     "CollectionMismatch",

@@ -1,5 +1,5 @@
 """``python -m gmv_qdrant`` is the command line."""
 
-from .cli import main
+from gmv_qdrant.cli import main
 
 main()
