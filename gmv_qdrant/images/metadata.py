@@ -7,6 +7,7 @@ rows costs columns, not Python objects.
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import os
@@ -19,13 +20,6 @@ from gmv_qdrant.images.records import printable
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """At most one of these in a folder."""
 
-_READERS = {
-    # Everything stays text: an owner "007" must not become 7.
-    ".csv": "read_csv(?, all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"')",
-    # Depth 1 leaves each value as the JSON it was: no guessed dates or identifiers.
-    ".jsonl": "read_json(?, format = 'newline_delimited', maximum_depth = 1, sample_size = -1)",
-    ".parquet": "read_parquet(?)",
-}
 _FILE_COLUMNS = ("file_name", "file_path")
 _PAGE = 1024
 
@@ -84,7 +78,7 @@ class FolderMetadata:
         self._database.close()
 
     def _load(self) -> None:
-        reader = _READERS[os.path.splitext(self.path)[1]]
+        reader = self._reader()
         source = self._database.execute(f"SELECT * FROM {reader} LIMIT 0", [glob.escape(self.path)])
         names = [name for name, *_ in source.description or ()]
         file_column = next((name for name in names if name in _FILE_COLUMNS), None)
@@ -111,6 +105,26 @@ class FolderMetadata:
             [glob.escape(self.path)],
         )
 
+    def _reader(self) -> str:
+        """The SQL that reads the table; its parameter is the path."""
+        if self.path.endswith(".parquet"):
+            return "read_parquet(?)"
+        if self._json:  # depth 1 leaves each value as the JSON it was: no guessed dates or identifiers
+            return "read_json(?, format = 'newline_delimited', maximum_depth = 1, sample_size = -1)"
+        # Nothing is guessed: all stays text (an owner "007" must not become 7), and a broken row is an
+        # error, where DuckDB's detection would take another line for the header.
+        try:
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                header = next(csv.reader(file), [])
+        except (OSError, ValueError, csv.Error) as error:
+            raise SourceError(f"The metadata file {printable(self.path)} cannot be read: {error}.") from error
+        names = [name.strip() or f"column{place}" for place, name in enumerate(header)] or ["nothing"]
+        columns = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in names)
+        return (
+            f"read_csv(?, auto_detect = false, columns = {{{columns}}}, header = true, delim = ',', "
+            "quote = '\"', escape = '\"')"
+        )
+
     def _select(self, condition: str, parameters: list[str]) -> Iterator[tuple[str, Row]]:
         found = self._database.cursor().execute(
             f"SELECT name, columns FROM entries WHERE {condition} ORDER BY name", parameters
@@ -131,6 +145,10 @@ def _folder_of(file: str) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _first_line(error: Exception) -> str:
