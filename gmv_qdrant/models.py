@@ -102,7 +102,7 @@ def model_status(name: str, runtime: Runtime | None = None) -> ModelStatus:
     kind, canonical, files = _resolve(name, runtime)
     found = tuple(FileStatus(file.origin, file.where, file.size, file.sha256, file.find()) for file in files)
     ready: bool | None = all(file.path is not None for file in found)
-    if kind == "quality" and not files and canonical not in (NO_QUALITY, "piqe"):
+    if kind == "quality" and not files and canonical not in (NO_QUALITY, "piqe", "entropy"):
         ready = None
     return ModelStatus(canonical, kind, found, ready)
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import shutil
 import tempfile
 import urllib.error
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the file's name, the bytes done, and the bytes in all when they are known."""
+
+LOAD_ERRORS = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OSError,
+    AttributeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+"""What loaders raise for a file that is no weights, or those of something else."""
 
 TIMEOUT = 10.0
 """Seconds until a server that doesn't answer counts as unreachable; there is one attempt."""
@@ -247,8 +259,6 @@ def _user_cache() -> Path:
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:
     """A state dict from a file, weights only: a pickle that would run code is refused with `ModelError`."""
-    import pickle
-
     import torch
 
     try:
@@ -257,7 +267,7 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{path} is not a file of plain weights: {first_line(error)}") from error
     for key in ("state_dict", "params", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

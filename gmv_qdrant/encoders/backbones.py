@@ -11,6 +11,7 @@ from gmv_qdrant.encoders.base import Encoder
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest
 from gmv_qdrant.weights import (
+    LOAD_ERRORS,
     HubFile,
     UrlFile,
     WeightFile,
@@ -27,13 +28,21 @@ if TYPE_CHECKING:
 # --- timm ---------------------------------------------------------------------------------------------------
 
 
-def timm_files(argument: str, runtime: Runtime) -> list[WeightFile]:
-    """The published weights of a timm model. Raises `ModelError` for unknown ones, or when there are none."""
+def _check_timm(argument: str) -> str:
+    """``MODEL[.TAG]`` -> ``MODEL``, when timm has it."""
     import timm
 
     model = argument.split(".", 1)[0]
     if not timm.is_model(model):
         raise ModelError(f"timm has no model {model!r}{nearest(model, timm.list_models())}")
+    return model
+
+
+def timm_files(argument: str, runtime: Runtime) -> list[WeightFile]:
+    """The published weights of a timm model. Raises `ModelError` for unknown ones, or when there are none."""
+    import timm
+
+    model = _check_timm(argument)
     if "." in argument and argument not in timm.list_pretrained():
         tagged = timm.list_pretrained(f"{model}.*")
         raise ModelError(f"timm has no weights {argument!r}{nearest(argument, tagged)}")
@@ -59,12 +68,8 @@ def load_timm(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
 
     from gmv_qdrant.encoders.network import NetworkEncoder, Preprocessing
 
-    if weights is None:
-        path = require(f"timm:{argument}", timm_files(argument, runtime), runtime)[0]
-    else:
-        path = given_file(weights)
-        if not timm.is_model(argument.split(".", 1)[0]):
-            raise ModelError(f"timm has no model {argument!r}{nearest(argument, timm.list_models())}")
+    _check_timm(argument)
+    path = given_file(weights) or require(f"timm:{argument}", timm_files(argument, runtime), runtime)[0]
     overlay: dict[str, Any] = {"file": str(path)}
     if weights is not None:
         overlay["custom_load"] = path.suffix == ".npz"
@@ -74,7 +79,7 @@ def load_timm(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
             model = timm.create_model(
                 argument, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
             ).float()
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{path} does not fit timm:{argument}: {str(error).splitlines()[0]}") from error
     if watch.message:
         raise ModelError(f"{path} does not fit timm:{argument}: {watch.message[:120]}")
@@ -149,10 +154,8 @@ def load_torchvision(argument: str, weights: str | None, runtime: Runtime) -> En
     from gmv_qdrant.encoders.network import NetworkEncoder, Preprocessing, _triple, _words
 
     published = _torchvision_weights(argument)
-    if weights is None:
-        path = require(f"torchvision:{argument}", torchvision_files(argument, runtime), runtime)[0]
-    else:
-        path = given_file(weights)
+    name = f"torchvision:{argument}"
+    path = given_file(weights) or require(name, torchvision_files(argument, runtime), runtime)[0]
     model = models.get_model(argument.partition("/")[0], weights=None, **_build_options(published))
     state = {_modern_key(name): tensor for name, tensor in load_state(path).items()}
     try:
@@ -206,8 +209,10 @@ def _cut_head(model: torch.nn.Module) -> None:
     setattr(model.get_submodule(parent), child, torch.nn.Identity())
 
 
-def given_file(weights: str) -> Path:
-    """The path of ``--encoder-weights``. Raises `ModelError` when it isn't a file."""
+def given_file(weights: str | None) -> Path | None:
+    """The path of ``--encoder-weights``, None without it. Raises `ModelError` when it isn't a file."""
+    if weights is None:
+        return None
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ModelError(f"the weights file {weights} does not exist")

@@ -9,7 +9,17 @@ from gmv_qdrant.encoders.backbones import given_file
 from gmv_qdrant.encoders.base import Encoder
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest
-from gmv_qdrant.weights import HubFile, UrlFile, WeightFile, first_line, hub_cache, quiet, require, state_hash
+from gmv_qdrant.weights import (
+    LOAD_ERRORS,
+    HubFile,
+    UrlFile,
+    WeightFile,
+    first_line,
+    hub_cache,
+    quiet,
+    require,
+    state_hash,
+)
 
 DEFAULT = "ViT-B-32-quickgelu/openai"
 
@@ -60,14 +70,12 @@ def files(argument: str, runtime: Runtime) -> list[WeightFile]:
 def load(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
     """``clip:MODEL/PRETRAINED``: the image embedding, unit length, with the tag's own preprocessing."""
     import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     from gmv_qdrant.encoders.network import NetworkEncoder, Preprocessing
 
     model_name, tag = _known(argument)
-    if weights is None:
-        path = require(f"clip:{argument}", files(argument, runtime), runtime)[0]
-    else:
-        path = given_file(weights)
+    path = given_file(weights) or require(f"clip:{argument}", files(argument, runtime), runtime)[0]
     try:
         with quiet():
             model = open_clip.create_model(
@@ -75,10 +83,10 @@ def load(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
                 pretrained=str(path),
                 force_preprocess_cfg=open_clip.get_pretrained_cfg(model_name, tag) or None,
             )
-    except (RuntimeError, ValueError, KeyError, OSError, AttributeError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{path} does not fit clip:{argument}: {first_line(error)}") from error
     config: dict[str, Any] = open_clip.get_model_preprocess_cfg(model)
-    transform = open_clip.image_transform_v2(open_clip.PreprocessCfg(**config), is_train=False)
+    transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
     line = f"{config['size']} {config['resize_mode']} {config['interpolation']}"
     return NetworkEncoder(
         f"clip:{argument}",
@@ -102,9 +110,11 @@ def _known(argument: str) -> tuple[str, str]:
     tag_config = open_clip.get_pretrained_cfg(model, tag)
     if tag_config and bool(tag_config.get("quick_gelu")) != bool(model_config.get("quick_gelu")):
         wanted = "QuickGELU" if tag_config.get("quick_gelu") else "GELU"
+        twin = _twin(model)
+        known = open_clip.get_model_config(twin) is not None
+        way_out = f"use clip:{twin}/{tag}" if known else f"use other weights, such as clip:{DEFAULT}"
         raise ModelError(
-            f"the weights {tag!r} were trained with {wanted}, which {model} does not have: "
-            f"use clip:{_twin(model)}/{tag}"
+            f"the weights {tag!r} were trained with {wanted}, which {model} does not have: {way_out}"
         )
     return model, tag
 

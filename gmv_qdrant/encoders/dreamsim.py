@@ -6,7 +6,6 @@ the vector and ``cosine`` the metric. The vector of the patch types is the class
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from gmv_qdrant.encoders.base import Encoder, Storage
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest, resolve_device
 from gmv_qdrant.weights import (
+    LOAD_ERRORS,
     UrlArchive,
     UrlFile,
     WeightFile,
@@ -135,7 +135,7 @@ def _package_model(kind: str, name: str, where: Path) -> Any:
                 dreamsim_type=kind.removesuffix("_patch"),
                 use_patch_model=patch,
             )
-    except (RuntimeError, KeyError, ValueError, OSError, ImportError, pickle.UnpicklingError) as error:
+    except (*LOAD_ERRORS, ImportError) as error:
         raise ModelError(f"{name} cannot be loaded from {where}: {first_line(error)}") from error
     finally:
         torch.hub._hub_dir = hub_folder  # the DINO types move it for everyone

@@ -18,7 +18,7 @@ from PIL import Image
 from gmv_qdrant.encoders import backbones, clip, dreamsim, lpips, pixels
 from gmv_qdrant.encoders.base import Encoder, Identity, Metric, Storage
 from gmv_qdrant.errors import ModelError
-from gmv_qdrant.runtime import Runtime, nearest, plugin, plugin_names
+from gmv_qdrant.runtime import Runtime, nearest, plugin, plugin_names, resolve_device
 from gmv_qdrant.weights import WeightFile
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def load_encoder(name: str, *, weights: str | None = None, runtime: Runtime | No
     weights: a file to load instead of the published weights (``--encoder-weights``). Raises `ModelError` at
     once when the name is unknown or its weights cannot be had.
     """
-    family, argument, entry = _recall_family(name)
-    del family
-    return entry.load(entry.canonical(argument), weights, runtime or Runtime())
+    _, argument, entry = _recall_family(name)
+    runtime = runtime or Runtime()
+    resolve_device(runtime.device)
+    return entry.load(entry.canonical(argument), weights, runtime)
 
 
 def load_distance(name: str, *, runtime: Runtime | None = None, recall: Encoder | None = None) -> Encoder:
@@ -105,9 +106,10 @@ def load_distance(name: str, *, runtime: Runtime | None = None, recall: Encoder 
         if recall is None:
             raise ModelError("the distance 'none' is the recall encoder's: load that one first")
         return RecallDistance(recall)
-    family, argument, entry = _distance_family(name)
-    del family
-    return entry.load(entry.canonical(argument), runtime or Runtime())
+    _, argument, entry = _distance_family(name)
+    runtime = runtime or Runtime()
+    resolve_device(runtime.device)
+    return entry.load(entry.canonical(argument), runtime)
 
 
 def encoder_files(name: str, runtime: Runtime) -> list[WeightFile]:
