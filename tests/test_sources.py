@@ -325,6 +325,19 @@ def test_parquet_with_plain_bytes_and_gaps(tmp_path: Path) -> None:
         read_uri(f"{path}#1")
 
 
+def test_a_table_cannot_send_us_to_other_files(tmp_path: Path) -> None:
+    fill(tmp_path, {"secret.png": png()})
+    paths = [f"file://{tmp_path}/secret.png", str(tmp_path / "secret.png"), "http://127.0.0.1:9/x.png"]
+    images = pa.array(
+        [{"bytes": None, "path": path} for path in paths],
+        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    )
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    records, reasons = read_all(tmp_path / "a.parquet")
+    assert not records
+    assert all("holds no image bytes, only the name" in reason for reason in reasons.values())
+
+
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1], "b": ["x"]}), tmp_path / "none.parquet")
     pq.write_table(

@@ -10,7 +10,7 @@ from gmv_qdrant.errors import ImageError, SourceError
 from gmv_qdrant.images.containers import container_count, container_stream, is_container, read_part
 from gmv_qdrant.images.folders import candidates, file_record, folder_stream
 from gmv_qdrant.images.records import Record, Unusable, printable, read_file
-from gmv_qdrant.images.tables import HUB, hub_stream, read_hub_row
+from gmv_qdrant.images.tables import HUB, check_hub, hub_stream, read_hub_row
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::[^/]*)?://")
 
@@ -23,7 +23,8 @@ def open_sources(paths: Sequence[str], *, owner: str | None = None) -> Iterator[
     metadata; where it has no label column, or there is none, from the name of an image's folder.
 
     All paths are checked here, before the first record. Raises `SourceError` for a missing path, an empty
-    folder, a table without images; later, from the stream, for a damaged metadata file.
+    folder, a data set that the hub doesn't give; later, from the stream, for a damaged metadata file and
+    for a table or an archive without images.
     """
     if not paths:
         raise SourceError("No path was given: name a folder, an image, a Parquet file, a tar or hf://NAME.")
@@ -36,7 +37,9 @@ def open_sources(paths: Sequence[str], *, owner: str | None = None) -> Iterator[
             + "; check the spelling, or mount the disk."
         )
     for path in checked:
-        if os.path.isdir(path) and next(candidates(path), None) is None:
+        if path.startswith(HUB):
+            check_hub(path)
+        elif os.path.isdir(path) and next(candidates(path), None) is None:
             raise SourceError(f"The folder {printable(path)} holds no images, nor do the folders in it.")
     return _stream(checked, owner)
 

@@ -101,6 +101,11 @@ def read_parquet_row(path: str, row: int) -> bytes:
     raise ImageError(f"The Parquet file {path} has no row {row}.")
 
 
+def check_hub(uri: str) -> None:
+    """Raises `SourceError` when the data set cannot be had or has no image column."""
+    _hub_dataset(uri)
+
+
 def hub_stream(uri: str, owner: str | None) -> Iterator[Record | Unusable]:
     """The images of ``hf://NAME[:SPLIT]``, streamed; without a split, ``train`` or else the first one.
 
@@ -180,6 +185,9 @@ def _hub_dataset(uri: str) -> tuple[Any, str, _Columns]:
         ) from error
     features = dataset.features
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    images += [
+        column for column, feature in features.items() if isinstance(feature, dict) and "bytes" in feature
+    ]
     plain = [
         column
         for column, feature in features.items()
@@ -191,9 +199,7 @@ def _hub_dataset(uri: str) -> tuple[Any, str, _Columns]:
         if isinstance(feature, datasets.ClassLabel)
     }
     image = _image_column(f"The data set {uri}", list(features), images, plain)
-    if image in images:
-        dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    return dataset, split, _Columns(image, classes)
+    return dataset.decode(False), split, _Columns(image, classes)
 
 
 def _image_column(what: str, names: list[str], images: list[str], plain: list[str]) -> str:
@@ -217,7 +223,8 @@ def _image_bytes(value: Any) -> bytes:
     path = None
     if isinstance(value, Mapping):
         value, path = value.get("bytes"), value.get("path")
-    if value is None and path and "://" in path:  # the hub's folders of images name where the bytes are
+    # The hub's folders of images name where the bytes are; a table must not send us anywhere else.
+    if value is None and path and path.rpartition("::")[2].startswith(HUB):
         import fsspec
 
         try:
