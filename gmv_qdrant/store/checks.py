@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from ..errors import StoreError
 from .base import CollectionSpec, Hits, Payload, PointId, VectorDistance
 
 MAX_INT_ID = 2**64 - 1
+TIES, MOST_TIES = 16, 4_096
+"""Fetched beyond the limit, at first and at most, so that a tie at the last place is cut by ``str(id)``."""
 
 
 def check_ids(ids: Sequence[PointId]) -> list[PointId]:
@@ -87,6 +90,26 @@ def nearest(ids: Sequence[PointId], distances: np.ndarray, limit: int) -> Hits:
     return Hits(found[:limit], ranked[:limit])
 
 
-def cuts_a_tie(distances: np.ndarray, limit: int) -> bool:
-    """Whether points that weren't fetched may be as near as the ``limit``-th: then more must be fetched."""
-    return len(distances) > limit and bool(np.partition(distances, limit - 1)[limit - 1] == distances.max())
+def settle(
+    points: Sequence[Any],
+    more: Callable[[int], Sequence[Any]],
+    limit: int,
+    distance: VectorDistance,
+    as_id: Callable[[Any], PointId],
+) -> Hits:
+    """Hits from an engine's scored ``points``, of which ``limit + TIES`` were asked for.
+
+    When the last place is shared with points that weren't fetched, ``more(n)`` fetches n, up to MOST_TIES beyond
+    the limit: so that ``str(id)``, and not the engine's mood, decides who is in.
+    """
+    fetched = limit + TIES
+    distances = to_distances([p.score for p in points], distance)
+    while len(points) == fetched < limit + MOST_TIES and _cuts_a_tie(distances, limit):
+        fetched = min(2 * fetched, limit + MOST_TIES)
+        points = more(fetched)
+        distances = to_distances([p.score for p in points], distance)
+    return nearest([as_id(p.id) for p in points], distances, limit)
+
+
+def _cuts_a_tie(distances: np.ndarray, limit: int) -> bool:
+    return bool(np.partition(distances, limit - 1)[limit - 1] == distances.max())

@@ -28,13 +28,12 @@ from .base import (
     StoreStatus,
 )
 from .checks import (
+    TIES,
     check_batch,
     check_ids,
     check_limit,
     check_vectors,
-    cuts_a_tie,
-    nearest,
-    to_distances,
+    settle,
 )
 from .edge_words import flags_at, json_path, shard_config, shard_filter
 from .segments import (
@@ -52,8 +51,6 @@ FLUSH_EVERY = 20_000
 """Points after which the write-ahead log (which grows until then) is folded into the segments."""
 BATCH = 1_000
 EXACT_BATCH = 32
-TIES, MOST_TIES = 16, 4_096
-"""Fetched beyond the limit, at first and at most, so that a tie at the last place is cut by ``str(id)``."""
 
 
 class EdgeStore:
@@ -140,17 +137,16 @@ class EdgeStore:
                 found += self._do("search", "query_batch", q.QueryBatchRequest(requests))
             else:
                 found += [self._do("search", "query", r) for r in requests]
-        hits = []
-        for row, points in zip(rows, found, strict=True):
-            fetched = limit + TIES
-            distances = to_distances([p.score for p in points], self._spec.distance)
-            while len(points) == fetched < limit + MOST_TIES and cuts_a_tie(distances, limit):
-                fetched = min(2 * fetched, limit + MOST_TIES)
-                request = self._request(row, fetched, params, exact, only)
-                points = self._do("search", "query", request)
-                distances = to_distances([p.score for p in points], self._spec.distance)
-            hits.append(nearest([p.id for p in points], distances, limit))
-        return hits
+        return [
+            settle(
+                points,
+                lambda n, row=row: self._do("search", "query", self._request(row, n, params, exact, only)),  # type: ignore[misc]
+                limit,
+                self._spec.distance,
+                lambda i: i,
+            )
+            for row, points in zip(rows, found, strict=True)
+        ]
 
     def _request(self, row: np.ndarray, limit: int, params: SearchParams, exact: bool, only: Any) -> Any:
         ef = params.hnsw_ef or max(256, round(limit * params.oversampling))
