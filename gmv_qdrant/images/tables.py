@@ -18,6 +18,8 @@ HUB = "hf://"
 _LIKELY_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes", "content", "data")
 _BATCH = 32
 """Rows in memory at a time; a row holds a whole image file."""
+_PAGEWISE: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
+"""Pages are read as they are needed; by default pyarrow reads a whole row group, however large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def parquet_stream(path: str, owner: str | None) -> Iterator[Record | Unusable]:
 
     row = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, **_PAGEWISE) as file:
             columns = _parquet_columns(path, file.schema_arrow)
             if not file.metadata.num_rows:
                 raise SourceError(f"The Parquet file {path} has no rows.")
@@ -84,7 +86,7 @@ def read_parquet_row(path: str, row: int) -> bytes:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, **_PAGEWISE) as file:
             image = _parquet_columns(path, file.schema_arrow).image
             skip = row
             for group in range(file.num_row_groups):
