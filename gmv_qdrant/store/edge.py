@@ -49,6 +49,8 @@ __all__ = ["EdgeStore", "read_status"]
 
 FLUSH_EVERY = 20_000
 """Points after which the write-ahead log (which grows until then) is folded into the segments."""
+DISK_RESERVE = 128 * 2**20
+"""Bytes that stay free: a full disk would kill the process, for the engine writes through mapped memory."""
 BATCH = 1_000
 EXACT_BATCH = 32
 
@@ -104,6 +106,7 @@ class EdgeStore:
         """See `VectorStore.upsert`. It survives a killed process; after `flush`, a power cut."""
         ids, rows = check_batch(ids, vectors, payloads, self._spec)
         points = self._engine("take the payloads", self._points, ids, rows, payloads)
+        self._check_disk("store these points", 4 * rows.nbytes)
         for start in range(0, len(points), BATCH):
             batch = points[start : start + BATCH]
             self._write("store points", q.UpdateOperation.upsert_points(batch), len(batch))
@@ -198,6 +201,7 @@ class EdgeStore:
         if points < MIN_CODED:
             return False
         graph = points >= HNSW_POINTS
+        self._check_disk("quantize", status.vector_bytes * 3 // 2)
         try:
             self._shut()
             # Loading with a configuration leaves it on disk, where the other process finds it.
@@ -295,6 +299,17 @@ class EdgeStore:
             write_note(self._path, self._spec.name, points)
         except OSError as e:
             raise StoreError(f"cannot write to the store's folder {self._path}: {e.strerror or e}.") from e
+
+    def _check_disk(self, action: str, needed: int) -> None:
+        try:
+            free = shutil.disk_usage(self._path).free
+        except OSError:
+            raise self._vanished() from None
+        if free < needed + DISK_RESERVE:
+            raise StoreError(
+                f"the disk of {self._path} is nearly full: to {action} takes {(needed + DISK_RESERVE) >> 20} MB, "
+                f"{free >> 20} MB are free; all that was stored before is safe."
+            )
 
     def _write(self, action: str, operation: q.UpdateOperation, points: int) -> None:
         if not self._dir.is_dir():  # the engine would go on writing into a deleted folder
