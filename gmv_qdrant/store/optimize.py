@@ -7,12 +7,16 @@ engine, so that it starts at once. Exit code 1 and one line on stderr when the e
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 
 
 def main(shard_path: str) -> int:
     import qdrant_edge
 
+    if sys.platform == "linux":  # when the parent is killed, leave the shard to whoever comes next
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     try:
         shard = qdrant_edge.EdgeShard.load(shard_path)
         built = shard.optimize()
