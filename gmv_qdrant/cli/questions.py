@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.main import function_options, json_option, warn_if_stale, with_workspace
+from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
 from gmv_qdrant.cli.render import note, print_json, print_rows, rows
 
 

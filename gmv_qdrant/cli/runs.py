@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.main import run_options, with_workspace
+from gmv_qdrant.cli.options import run_options, with_workspace
 from gmv_qdrant.cli.render import print_json, print_summary
 
 

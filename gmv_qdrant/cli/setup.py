@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.main import json_option, with_workspace
+from gmv_qdrant.cli.options import json_option, with_workspace
 from gmv_qdrant.cli.render import bars, cell, note, out, print_json
 
 
