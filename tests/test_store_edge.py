@@ -177,7 +177,7 @@ def test_the_proof_of_quantization_is_on_disk(tmp_path: Path, kind: Any, bytes_a
     with filled(tmp_path, 2_000, spec) as store:
         before = store.status()
         assert (before.quantization, before.coded_points, before.tail_points) == ("none", 0, 2_000)
-        assert (before.code_bytes, before.state) == (0, "exact")
+        assert (before.code_bytes, before.state) == (0, "pending")
         assert store.optimize(force=True)
         assert not store.optimize(force=True)
         status = store.status()
@@ -221,15 +221,20 @@ def test_quantization_can_be_changed(tmp_path: Path) -> None:
 def test_only_a_tail_that_warrants_it_is_quantized(tmp_path: Path) -> None:
     spec = CollectionSpec("training", 4, quantization="scalar")
     with EdgeStore.open(tmp_path, spec) as store:
-        store.upsert(list(range(5_000)), rows_of(5_000, 4), [{}] * 5_000)
+        store.upsert(list(range(255)), rows_of(255, 4), [{}] * 255)
         assert store.status().state == "exact"
         assert not store.optimize()
-        store.upsert([5_000], rows_of(1, 4), [{}])
+        store.upsert([255], rows_of(1, 4), [{}])
         assert store.status().state == "pending"
         assert store.optimize()
         assert store.status().state == "green"
-        store.upsert([5_001], rows_of(1, 4), [{}])
+        store.upsert(list(range(1_000, 6_000)), rows_of(5_000, 4), [{}] * 5_000)
+        assert store.status().tail_points == 5_000
         assert not store.optimize()
+        store.upsert([6_000], rows_of(1, 4), [{}])
+        assert store.status().state == "pending"
+        assert store.optimize()
+        assert store.status().tail_points == 0
 
 
 def test_a_small_collection_stays_exact(tmp_path: Path) -> None:
@@ -346,7 +351,26 @@ def test_a_note_left_by_a_dead_optimizer_is_not_believed(tmp_path: Path) -> None
     with run("pass") as child:
         pass
     edge.write_note(tmp_path, "training", 300, child.pid)
-    assert read_status(tmp_path, SPEC).state == "exact"
+    assert read_status(tmp_path, SPEC).state == "pending"
+
+
+def test_purging_leaves_nothing_of_deleted_points_on_disk(tmp_path: Path) -> None:
+    marks = [f"secret-{i}-name".encode() for i in range(3)]
+    with EdgeStore.open(tmp_path, SPEC) as store:
+        rows = rows_of(600)
+        payloads = [{"owner": f"secret-{i % 3}-name"} for i in range(600)]
+        store.upsert(list(range(600)), rows, payloads)
+        store.optimize()
+        store.delete([i for i in range(600) if i % 3 == 1])
+        store.flush()
+        before = b"".join(f.read_bytes() for f in (tmp_path / "training").rglob("*") if f.is_file())
+        assert marks[1] in before  # the engine alone keeps it
+        store.purge()
+        after = b"".join(f.read_bytes() for f in (tmp_path / "training").rglob("*") if f.is_file())
+        assert [mark in after for mark in marks] == [True, False, True]
+        unit = (rows[1] / np.linalg.norm(rows[1])).astype(np.float32)
+        assert unit[:4].tobytes() not in after
+        assert store.count() == store.status().coded_points == 400
 
 
 def test_ids_of_all_forms_survive_reopening(tmp_path: Path) -> None:

@@ -138,6 +138,44 @@ class VectorStore(Protocol):
         """Quantize and index the tail when it warrants it (or ``force``); True when something was built."""
         ...
 
+    def purge(self) -> None:
+        """Leave nothing of deleted points on this machine's disk; a server sees to that by itself."""
+        ...
+
     def status(self) -> StoreStatus: ...
 
     def close(self) -> None: ...
+
+
+class RerankStore(VectorStore, Protocol):
+    """A store that also re-ranks: a second vector per point, and both stages in one query."""
+
+    def add_vector(self, name: str, dim: int, distance: VectorDistance) -> None:
+        """Let points have a vector ``name``; nothing happens when they can already.
+
+        Raises `CollectionMismatch` when they can, but with another dimension or distance.
+        """
+        ...
+
+    def upsert_named(self, name: str, ids: Sequence[PointId], vectors: np.ndarray) -> None:
+        """Set the vector ``name`` of existing points: float32 ``(n, dim)``. Upserting a point drops it again."""
+        ...
+
+    def ids_without(self, name: str) -> Iterator[list[PointId]]:
+        """Points that lack the vector ``name``, in pages: `search_two_stage` would leave them out."""
+        ...
+
+    def search_two_stage(
+        self,
+        recall: np.ndarray,
+        name: str,
+        rerank: np.ndarray,
+        limit: int,
+        params: SearchParams,
+        conditions: Sequence[Condition] = (),
+    ) -> list[Hits]:
+        """The ``limit`` nearest by recall vector, with distances and order by the vector ``name``.
+
+        ``recall`` float32 ``(q, dim)`` and ``rerank`` float32 ``(q, dim of name)`` are the same queries.
+        """
+        ...

@@ -26,18 +26,17 @@ def check_ids(ids: Sequence[PointId]) -> list[PointId]:
     return list(ids)
 
 
-def check_vectors(vectors: np.ndarray, spec: CollectionSpec, dim: int | None = None) -> np.ndarray:
+def check_vectors(vectors: np.ndarray, spec: CollectionSpec) -> np.ndarray:
     """float32 contiguous ``(n, dim)``; raises `StoreError` for another shape, NaN, inf or zero vectors.
 
     Engines accept NaN and then fail when they quantize; a zero vector has no direction, so it is refused
     under cosine.
     """
-    dim = spec.dim if dim is None else dim
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    if rows.ndim != 2 or rows.shape[1] != dim:
+    if rows.ndim != 2 or rows.shape[1] != spec.dim:
         raise StoreError(
             f"the vectors have the shape {tuple(np.shape(vectors))}, but the collection {spec.name!r} "
-            f"takes rows of {dim} numbers: was another encoder used?"
+            f"takes rows of {spec.dim} numbers: was another encoder used?"
         )
     squares = np.einsum("ij,ij->i", rows, rows)
     good = np.isfinite(squares)
@@ -60,6 +59,17 @@ def check_batch(
         raise StoreError(
             f"{len(ids)} ids, {len(vectors)} vectors and {len(payloads)} payloads do not belong together: "
             "give one of each per point."
+        )
+    return check_ids(ids), check_vectors(vectors, spec)
+
+
+def check_pairs(
+    ids: Sequence[PointId], vectors: np.ndarray, spec: CollectionSpec
+) -> tuple[list[PointId], np.ndarray]:
+    """Checked ids and vectors without payloads."""
+    if len(ids) != len(vectors):
+        raise StoreError(
+            f"{len(ids)} ids and {len(vectors)} vectors do not belong together: give one per point."
         )
     return check_ids(ids), check_vectors(vectors, spec)
 
@@ -95,7 +105,7 @@ def settle(
     more: Callable[[int], Sequence[Any]],
     limit: int,
     distance: VectorDistance,
-    as_id: Callable[[Any], PointId],
+    as_id: Callable[[Any], PointId] = lambda point: point,
 ) -> Hits:
     """Hits from an engine's scored ``points``, of which ``limit + TIES`` were asked for.
 

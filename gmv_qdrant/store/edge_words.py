@@ -8,9 +8,13 @@ from typing import Any
 
 import qdrant_edge as q
 
-from .base import CollectionSpec, Condition, PointId, Quantization
+from .base import CollectionSpec, Condition, PointId, Quantization, SearchParams, VectorDistance
 
-_DISTANCES = {"cosine": q.Distance.Cosine, "dot": q.Distance.Dot, "euclid": q.Distance.Euclid}
+DISTANCES: dict[VectorDistance, q.Distance] = {
+    "cosine": q.Distance.Cosine,
+    "dot": q.Distance.Dot,
+    "euclid": q.Distance.Euclid,
+}
 
 
 def quantization_config(kind: Quantization) -> Any:
@@ -29,7 +33,7 @@ def shard_config(spec: CollectionSpec, others: Mapping[str, Any], *, graph: bool
     """Codes pinned in memory, vectors and payload on disk; the write-ahead log on."""
     recall = q.EdgeVectorParams(
         spec.dim,
-        _DISTANCES[spec.distance],
+        DISTANCES[spec.distance],
         quantization_config=quantization_config(spec.quantization),
         memory=q.Memory.Cold,
     )
@@ -43,6 +47,15 @@ def shard_config(spec: CollectionSpec, others: Mapping[str, Any], *, graph: bool
         hnsw_config=q.HnswIndexConfig(m=16 if graph else 0, ef_construct=128, full_scan_threshold=10_000),
         optimizers=q.EdgeOptimizersConfig(default_segment_number=2, indexing_threshold=1),
     )
+
+
+def search_params(params: SearchParams, limit: int) -> q.SearchParams:
+    """Every parameter in full: left to itself, the engine doesn't rescore codes."""
+    codes = q.QuantizationSearchParams(
+        ignore=params.exact, rescore=params.rescore, oversampling=max(1.0, params.oversampling)
+    )
+    ef = params.hnsw_ef or max(256, round(limit * params.oversampling))
+    return q.SearchParams(hnsw_ef=ef, exact=params.exact, quantization=codes)
 
 
 def json_path(field: str) -> str:

@@ -34,8 +34,8 @@ _KINDS: dict[str, Quantization] = {
 
 
 def tail_warrants(points: int, tail: int) -> bool:
-    """Whether quantizing pays: the first time as soon as codes save anything, again (a full retraining) when the
-    tail has grown by 5,000 points and a tenth; until then the tail is scanned exactly."""
+    """Whether quantizing pays: the first time as soon as codes save anything, again (a full retraining) when
+    more than 5,000 points and a tenth of all have no codes; until then they are scanned exactly."""
     if tail == points:
         return points >= MIN_CODED
     return tail > max(5_000, points // 10)
