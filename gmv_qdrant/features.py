@@ -48,10 +48,14 @@ class FeatureSpace:
         self.directory.mkdir(parents=True, exist_ok=True)
         shard = max(self.shards(), default=-1) + 1
         partial = self._path(shard).with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, packed)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with partial.open("wb") as file:
+                np.save(file, packed)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            partial.unlink(missing_ok=True)  # a full disk needs the room
+            raise
         partial.rename(self._path(shard))
         _sync(self.directory)
         return np.stack([np.full(len(packed), shard), np.arange(len(packed))], axis=1)

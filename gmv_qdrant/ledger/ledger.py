@@ -6,7 +6,9 @@ commits one batch and lets go; a reader connects, fetches and lets go. Either wa
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +45,10 @@ def _is_busy(error: BaseException) -> bool:
     return isinstance(error, duckdb.Error) and (
         "Could not set lock" in text or "different configuration" in text
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class Ledger:
@@ -113,11 +119,42 @@ class Ledger:
                 try:
                     yield con
                 except BaseException:
-                    con.execute("ROLLBACK")
+                    with contextlib.suppress(duckdb.Error):  # a full disk may have closed the database
+                        con.execute("ROLLBACK")
                     raise
                 con.execute("COMMIT")
+            except (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException) as error:
+                raise LedgerError(
+                    f"the ledger {self.path} could not be written ({_first_line(error)}): nothing of this batch "
+                    "was kept, all before it is safe; make room and run the command again"
+                ) from error
             finally:
                 con.close()
+
+    def rewrite(self) -> None:
+        """Write the file anew: DuckDB leaves the bytes of deleted rows in blocks that it has freed."""
+        fresh = self.path.with_suffix(".rewriting")
+        for leftover in (fresh, fresh.with_name(fresh.name + ".wal")):
+            leftover.unlink(missing_ok=True)
+        with self._writing:
+            con = self._connect(WRITER_PATIENCE, read_only=False)
+            try:
+                con.execute("CHECKPOINT")
+                con.execute(f"ATTACH '{str(fresh).replace(chr(39), chr(39) * 2)}' AS fresh")
+                mine = con.execute("SELECT current_database()").fetchall()[0][0]
+                con.execute(f'COPY FROM DATABASE "{mine}" TO fresh')
+                con.execute("DETACH fresh")
+            except duckdb.Error as error:
+                fresh.unlink(missing_ok=True)
+                raise LedgerError(
+                    f"the ledger {self.path} could not be written anew ({_first_line(error)}): its rows are safe; "
+                    "make room and run the command again"
+                ) from error
+            finally:
+                con.close()
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
 
     @contextmanager
     def read(self, *, locked: bool = False) -> Iterator[Connection]:

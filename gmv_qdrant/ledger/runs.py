@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
@@ -13,6 +14,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import duckdb
+
+from gmv_qdrant.errors import GmvError
 from gmv_qdrant.ledger.ledger import Connection, Ledger, insert
 
 _PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
@@ -39,6 +43,8 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.timings: defaultdict[str, float] = defaultdict(float)
         self.figures: dict[str, float] = {}
+        self.unsettled = False
+        """The run before didn't come to its end: what it left between its writes is still to be tidied up."""
         self._quarantined: dict[str, str] = {}
 
     def quarantine(self, uri: str, reason: str) -> None:
@@ -80,10 +86,18 @@ class Run:
 
 
 @contextmanager
-def recorded(ledger: Ledger, verb: str, settings: dict[str, Any]) -> Iterator[Run]:
-    """A run that is in the ledger from its first moment: ``running``, then ``done`` or ``failed``."""
+def recorded(
+    ledger: Ledger, verb: str, settings: dict[str, Any], request: dict[str, Any] | None = None
+) -> Iterator[Run]:
+    """A run that is in the ledger from its first moment: ``running``, then ``done`` or ``failed``.
+
+    request: what was asked for, so that it can be asked again for inputs that failed.
+    Until a run is done, ``meta.settled`` is false; the next run finds that in `Run.unsettled`.
+    """
     run = Run(verb, ledger.epoch)
+    run.unsettled = ledger.meta().get("settled") == "false"
     with ledger.write() as con:
+        ledger.set_meta(con, settled=False)
         insert(
             con,
             "runs",
@@ -92,28 +106,36 @@ def recorded(ledger: Ledger, verb: str, settings: dict[str, Any]) -> Iterator[Ru
                 "verb": [verb],
                 "started_at": [datetime.now(UTC)],
                 "epoch": [run.epoch],
-                "settings": [json.dumps(settings)],
+                "settings": [json.dumps({**settings, "request": request or {}})],
                 "versions": [json.dumps(versions())],
                 "status": ["running"],
             },
         )
     started = time.perf_counter()
-    status = "failed"
     try:
         yield run
-        status = "done"
-    finally:
+    except BaseException:
         run.timings["total"] = time.perf_counter() - started
-        with ledger.write() as con:
-            run.write_quarantine(con, [])
-            con.execute(
-                "UPDATE runs SET finished_at = ?, epoch = ?, counts = ?, timings = ?, status = ? WHERE run_id = ?",
-                [
-                    datetime.now(UTC),
-                    run.epoch,
-                    json.dumps({**run.counts, **run.figures}),
-                    json.dumps(run.timings),
-                    status,
-                    run.run_id,
-                ],
-            )
+        with contextlib.suppress(GmvError, duckdb.Error):  # the error that ended the run is the one to tell
+            _finish(ledger, run, "failed")
+        raise
+    run.timings["total"] = time.perf_counter() - started
+    _finish(ledger, run, "done")
+
+
+def _finish(ledger: Ledger, run: Run, status: str) -> None:
+    with ledger.write() as con:
+        run.write_quarantine(con, [])
+        con.execute(
+            "UPDATE runs SET finished_at = ?, epoch = ?, counts = ?, timings = ?, status = ? WHERE run_id = ?",
+            [
+                datetime.now(UTC),
+                run.epoch,
+                json.dumps({**run.counts, **run.figures}),
+                json.dumps(run.timings),
+                status,
+                run.run_id,
+            ],
+        )
+        if status == "done":
+            ledger.set_meta(con, settled=True)
