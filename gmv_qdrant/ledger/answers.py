@@ -155,8 +155,8 @@ def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
     return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows.to_pylist()]
 
 
-def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
-    """``("generated", contributors)`` or ``("training", beneficiaries)`` of an image named by URI, file name or id.
+def find(ledger: Ledger, image: str) -> tuple[str, int]:
+    """``("generated", key)`` or ``("training", key)`` of an image named by URI, file name or id.
 
     Raises `LedgerError` when no image, or more than one, goes by that name.
     """
@@ -179,7 +179,12 @@ def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, p
     if len({(row["kind"], row["key"]) for row in exact}) > 1:
         names = ", ".join(f"{row['uri']} ({row['kind']})" for row in exact[:5])
         raise LedgerError(f"{len(exact)} images are called {image!r}: give one of {names}")
-    kind, key = exact[0]["kind"], exact[0]["key"]
+    return str(exact[0]["kind"]), int(exact[0]["key"])
+
+
+def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
+    """``("generated", contributors)`` or ``("training", beneficiaries)`` of an image that `find` finds."""
+    kind, key = find(ledger, image)
     if kind == "generated":
         return kind, ledger.query(
             f"""
