@@ -188,7 +188,31 @@ class Workspace:
             withdraw(context, run, selection)
         return run.summary()
 
+    def calibrate(
+        self,
+        *,
+        name: str = "default",
+        probes: int = 500,
+        seed: int = 0,
+        k: int = 30,
+        no_contributor: bool = False,
+    ) -> dict[str, Any]:
+        """Fit the temperature on probes, training images transformed, whose parents are known; keep it as ``name``.
+
+        k: for the figures only. no_contributor: also fit a mass of credit that goes to nobody.
+        Returns the fit, with share of credit on the true parents, rank and effective contributors before and after.
+        """
+        from gmv_qdrant.pipeline.calibrating import calibrate
+
+        with self._run("calibrate") as (context, run):
+            return calibrate(
+                context, run, name=name, probes=probes, seed=seed, k=k, no_contributor=no_contributor
+            )
+
     # -- questions -----------------------------------------------------------------------------------
+
+    def _function(self, fields: dict[str, Any]) -> ValueFunction:
+        return answers.value_function(self.ledger, **fields)
 
     def _relation(self, table: pa.Table) -> Relation:
         return self._memory.from_arrow(table)
@@ -196,13 +220,14 @@ class Workspace:
     def credits(self, by: str = "owner", *, top: int | None = None, **function: Any) -> Relation:
         """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
 
-        function: fields of `ValueFunction` (``k``, ``temperature``, ``calibrated``, ``batch``, ``no_contributor``).
+        function: fields of `ValueFunction` (``k``, ``temperature``, ``calibrated``, ``batch``, ``no_contributor``), or
+        ``calibration``, a name that `calibrate` kept.
         """
-        return self._relation(answers.credits(self.ledger, by, ValueFunction(**function), top))
+        return self._relation(answers.credits(self.ledger, by, self._function(function), top))
 
     def effective_contributors(self, **function: Any) -> float | None:
         """Mean effective number of contributors of a generated image; None when none was valued."""
-        return answers.effective_contributors(self.ledger, ValueFunction(**function))
+        return answers.effective_contributors(self.ledger, self._function(function))
 
     def stale(self) -> int:
         """Generated images whose evidence is from another training set than today's; `update` mends them."""
@@ -233,20 +258,39 @@ class Workspace:
 
     def explain(self, image: str, **function: Any) -> tuple[str, Relation]:
         """A generated image's contributors, or a training image's beneficiaries."""
-        kind, table = answers.explain(self.ledger, image, ValueFunction(**function))
+        kind, table = answers.explain(self.ledger, image, self._function(function))
         return kind, self._relation(table)
 
     def sql(self, query: str) -> Relation:
         """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network."""
-        with answers.reading_as_a_guest(self.ledger) as con:
-            found = con.sql(query)
-            if found is None:
-                raise SettingsError("this SQL gives no rows: only SELECT can be asked here")
-            return self._relation(found.to_arrow_table())
+        return self._relation(answers.sql(self.ledger, query))
 
     def export(self, directory: str | Path, *, file_format: str = "parquet", **function: Any) -> list[Path]:
         """Write values, contributions, sources and generated images as Parquet or CSV; returns the files."""
-        return answers.export(self.ledger, Path(directory), ValueFunction(**function), file_format)
+        return answers.export(self.ledger, Path(directory), self._function(function), file_format)
+
+    # -- pages ---------------------------------------------------------------------------------------
+
+    def report(self, target: str | Path, *, title: str | None = None, **function: Any) -> Path:
+        """Write one self-contained HTML file: credits, intervals, plots, best and worst matches, provenance."""
+        from gmv_qdrant.report.page import write_report
+
+        value_function = ValueFunction(**function)
+        return write_report(
+            self.path, self.ledger, self.settings.evidence(), value_function, Path(target), title
+        )
+
+    def picture(self, image: str, target: str | Path, **function: Any) -> Path:
+        """Write a contact sheet: the image beside its contributors or beneficiaries, as `explain` lists them."""
+        from gmv_qdrant.report.sheet import write_sheet
+
+        return write_sheet(self.path, self.ledger, image, ValueFunction(**function), Path(target))
+
+    def serve(self, host: str = "127.0.0.1", port: int = 8377, *, sql_seconds: float = 10.0) -> None:
+        """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token."""
+        from gmv_qdrant.report.web import serve
+
+        serve(self.path, self.ledger, self.settings, host, port, sql_seconds=sql_seconds)
 
 
 def _canonical(settings: Settings) -> dict[str, Any]:

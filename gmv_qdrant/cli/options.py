@@ -33,10 +33,9 @@ def function_options(command: F) -> F:
             click.option(
                 "--temperature",
                 type=click.FloatRange(min=0, min_open=True),
-                default=1.0,
-                show_default=True,
-                help="T in exp(-d/T); 1 is the paper's formula.",
+                help="T in exp(-d/T); 1 is the paper's formula.  [default: 1.0]",
             ),
+            click.option("--calibration", help="A value function that 'calibrate' kept under this name."),
             click.option(
                 "--uncalibrated", is_flag=True, help="Don't weigh by the generated image's quality."
             ),

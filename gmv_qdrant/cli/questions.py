@@ -11,11 +11,12 @@ from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale,
 from gmv_qdrant.cli.render import note, print_json, print_rows, rows
 
 
-def _function(options: dict[str, Any]) -> dict[str, Any]:
+def function_of(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the command line as fields of a value function."""
     return {
         "k": options["k"],
         "temperature": options["temperature"],
+        "calibration": options["calibration"],
         "calibrated": not options["uncalibrated"],
         "batch": options["batch"],
     }
@@ -31,7 +32,7 @@ def _function(options: dict[str, Any]) -> dict[str, Any]:
 @with_workspace
 def credits(workspace: Any, by: str, top: int | None, as_json: bool, **options: Any) -> None:
     """Who earned how much: values summed by owner, label, any attribute, or image by image."""
-    function = _function(options)
+    function = function_of(options)
     relation = workspace.credits(by, top=top, **function)
     warn_if_stale(workspace)
     found = rows(relation)
@@ -48,16 +49,21 @@ def credits(workspace: Any, by: str, top: int | None, as_json: bool, **options: 
 
 @click.command()
 @click.argument("image")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write a contact sheet, PNG."
+)
 @function_options
 @json_option
 @with_workspace
-def explain(workspace: Any, image: str, as_json: bool, **options: Any) -> None:
+def explain(workspace: Any, image: str, picture: Path | None, as_json: bool, **options: Any) -> None:
     """A generated image's contributors, or a training image's beneficiaries.
 
     IMAGE is a path, a file name or an id.
     """
-    kind, relation = workspace.explain(image, **_function(options))
+    kind, relation = workspace.explain(image, **function_of(options))
     found = rows(relation)
+    if picture:
+        note(f"wrote {workspace.picture(image, picture, **function_of(options))}")
     if as_json:
         print_json({"image": image, "kind": kind, "matches": found})
         return
@@ -90,7 +96,7 @@ def sql(workspace: Any, query: str, as_json: bool) -> None:
 def export(workspace: Any, directory: Path, file_format: str, as_json: bool, **options: Any) -> None:
     """Write values, contributions, sources and generated images to files."""
     warn_if_stale(workspace)
-    written = workspace.export(directory, file_format=file_format, **_function(options))
+    written = workspace.export(directory, file_format=file_format, **function_of(options))
     if as_json:
         print_json([str(path) for path in written])
     else:

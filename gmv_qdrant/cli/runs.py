@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gmv_qdrant.cli.options import run_options, with_workspace
-from gmv_qdrant.cli.render import print_json, print_summary
+from gmv_qdrant.cli.render import note, print_json, print_rows, print_summary
 
 
 def _show(summary: dict[str, Any], as_json: bool) -> None:
@@ -44,4 +44,27 @@ def value(workspace: Any, paths: tuple[str, ...], batch: str, as_json: bool) -> 
     _show(workspace.value(paths, batch=batch), as_json)
 
 
-COMMANDS = (ingest, value)
+@click.command()
+@click.option("--name", default="default", show_default=True, help="Name for 'credits --calibration NAME'.")
+@click.option("--probes", type=click.IntRange(min=2), default=500, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "-k", type=click.IntRange(min=1), default=30, show_default=True, help="Contributors, for the figures."
+)
+@click.option("--no-contributor", is_flag=True, help="Also fit a mass of credit that goes to nobody.")
+@run_options
+@with_workspace
+def calibrate(workspace: Any, as_json: bool, **options: Any) -> None:
+    """Fit the temperature on probes: training images, transformed, whose parents are known."""
+    figures = workspace.calibrate(**options)
+    if as_json:
+        print_json(figures)
+        return
+    rows = [{"": name.replace("_", " "), "paper (T = 1)": figures["before"][name], "calibrated": value}
+            for name, value in figures["after"].items()]  # fmt: skip
+    title = f"{figures['probes']} probes: temperature {figures['temperature']:.4g}"
+    print_rows(rows, list(rows[0]), title=title)
+    note(f"use it: gmv-qdrant credits --by owner --calibration {options['name']}")
+
+
+COMMANDS = (ingest, value, calibrate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,28 @@ class ValueFunction:
             "no_contributor": self.no_contributor,
         }
         return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
+
+
+def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
+    """A value function from its fields, or from the name that `calibrate` kept one under (k, batch, ... stay free).
+
+    Raises `SettingsError` for an unknown name, and for a temperature beside a calibration.
+    """
+    given = {name: value for name, value in fields.items() if value is not None or name == "k"}
+    if calibration is None:
+        return ValueFunction(**given)
+    if {"temperature", "no_contributor"} & given.keys():
+        raise SettingsError(
+            f"the calibration {calibration!r} has a temperature of its own: give one or the other"
+        )
+    kept = {row["name"]: row for row in ledger.query("FROM calibrations ORDER BY name").to_pylist()}
+    if calibration not in kept:
+        known = ", ".join(kept) or "none yet"
+        raise SettingsError(
+            f"there is no calibration {calibration!r} (known: {known}): make it with 'gmv-qdrant calibrate'"
+        )
+    row = kept[calibration]
+    return ValueFunction(temperature=row["temperature"], no_contributor=row["no_contributor"], **given)
 
 
 def literal(value: str | float | bool | None) -> str:
@@ -206,13 +229,37 @@ def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, p
 
 
 @contextmanager
-def reading_as_a_guest(ledger: Ledger) -> Iterator[duckdb.DuckDBPyConnection]:
-    """For SQL typed by a person: reads the ledger and nothing else; engine errors become one sentence."""
+def reading_as_a_guest(ledger: Ledger, seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """For SQL typed by a person: reads the ledger and nothing else; engine errors become one sentence.
+
+    seconds: when it is interrupted; None is never.
+    """
     with ledger.read(locked=True) as con:
+        alarm = threading.Timer(seconds, con.interrupt) if seconds is not None else None
+        if alarm:
+            alarm.daemon = True
+            alarm.start()
         try:
             yield con
+        except duckdb.InterruptException:
+            raise LedgerError(f"this SQL was stopped after {seconds:g} s: ask for less at a time") from None
         except duckdb.Error as error:
             raise LedgerError(f"this SQL can't be run: {str(error).strip()}") from None
+        finally:
+            if alarm:
+                alarm.cancel()
+
+
+def sql(ledger: Ledger, query: str, *, most: int | None = None, seconds: float | None = None) -> pa.Table:
+    """Any SELECT, as a guest: at most so many rows, for at most so many seconds.
+
+    Raises `SettingsError` for what gives no rows, and `LedgerError` with the engine's words.
+    """
+    with reading_as_a_guest(ledger, seconds) as con:
+        found = con.sql(query)
+        if found is None:
+            raise SettingsError("this SQL gives no rows: only SELECT can be asked here")
+        return (found if most is None else found.limit(most)).to_arrow_table()
 
 
 EXPORTS = {

@@ -217,15 +217,17 @@ class Snapshot:
         )
 
     def quality_by_distance(self, columns: int = 36, rows: int = 20) -> list[Row]:
-        """Images in each cell of (nearest distance, quality): x and y are the cell's number, ends beside them."""
+        """Images in each cell of (nearest distance, quality): the cell's x and y, and what the grid spans."""
         return self.ask(
-            f"""WITH span AS (SELECT min(nearest) AS low, max(nearest) AS high FROM images WHERE quality IS NOT NULL),
+            f"""WITH span AS (SELECT min(nearest) AS low, max(nearest) AS high,
+                                     greatest(ceil(max(quality) * 10 - 1e-9) / 10, 0.1) AS top
+                              FROM images WHERE quality IS NOT NULL),
             placed AS (SELECT coalesce(least(floor((nearest - low) / nullif(high - low, 0) * {columns}), {columns - 1}),
                               {columns // 2})::INTEGER AS x,
-                              least(floor(quality * {rows}), {rows - 1})::INTEGER AS y
+                              least(floor(quality / top * {rows}), {rows - 1})::INTEGER AS y
                        FROM images, span WHERE quality IS NOT NULL)
-            SELECT x, y, count(*) AS images, any_value(low) AS low, any_value(high) AS high FROM placed, span
-            GROUP BY x, y ORDER BY x, y"""
+            SELECT x, y, count(*) AS images, any_value(low) AS low, any_value(high) AS high, any_value(top) AS top
+            FROM placed, span GROUP BY x, y ORDER BY x, y"""
         )
 
     def correlation(self) -> float | None:

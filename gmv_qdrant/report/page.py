@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,7 +84,12 @@ class Shown:
 
 
 def write_report(
-    root: Path, ledger: Ledger, settings: Mapping[str, Any], function: ValueFunction, target: Path
+    root: Path,
+    ledger: Ledger,
+    settings: Mapping[str, Any],
+    function: ValueFunction,
+    target: Path,
+    title: str | None = None,
 ) -> Path:
     """Write the report of the workspace at ``root``; the file is whole or not there.
 
@@ -102,7 +105,7 @@ def write_report(
     env = environment()
     env.globals |= {"picture": picture, "address_of": lambda kind, image: None}
     html = env.get_template("report.html").render(
-        title=root.name,
+        title=title or root.name,
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         **summary(snapshot),
         **distribution(snapshot),
@@ -113,15 +116,18 @@ def write_report(
         settings_facts=settings_facts(settings, snapshot),
         version_facts=version_facts(snapshot),
     )
+    return write_whole(target, html.encode("utf-8", "backslashreplace"), "the report")
+
+
+def write_whole(target: Path, data: bytes, what: str) -> Path:
+    """A file that is whole or not there; one that was there stays until then. Raises `SettingsError`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".report-")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(html)
-        os.chmod(partial, 0o644)
-        os.replace(partial, target)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(data)
+        partial.replace(target)
     except OSError as error:
-        raise SettingsError(f"the report can't be written to {target}: {error.strerror}") from error
+        raise SettingsError(f"{what} can't be written to {target}: {error.strerror}") from error
     return target
 
 

@@ -174,18 +174,18 @@ def density(cells: Sequence[dict[str, Any]], r: float | None, columns: int, rows
     low, high = cells[0]["low"], cells[0]["high"]
     if not high > low:
         low, high = low - 0.5, high + 0.5
-    top = (max(cell["y"] for cell in cells) + 1) / rows
+    top = cells[0]["top"]
     x, y = _x(low, high), _y(top)
     plot.x_ticks = [Tick(x(value), short(value)) for value in nice_ticks(low, high, 6)]
     plot.y_ticks = [Tick(y(value), short(value)) for value in nice_ticks(0, top, 5)]
     most = max(cell["images"] for cell in cells)
-    wide, tall = (x.end - x.start) / columns, y(0) - y(1 / rows)
+    wide, tall = (x.end - x.start) / columns, y(0) - y(top / rows)
     for cell in cells:
         shade = 0.25 + 0.75 * math.log1p(cell["images"]) / math.log1p(most)
         plot.bars.append(
             {
                 "x": round(x.start + cell["x"] * wide, 2),
-                "y": y((cell["y"] + 1) / rows),
+                "y": y((cell["y"] + 1) / rows * top),
                 "width": round(wide - 1, 2),
                 "height": round(tall - 1, 2),
                 "shade": round(shade, 2),

@@ -1,0 +1,123 @@
+"""The contact sheet: an image beside its contributors, or beneficiaries, as one PNG file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from gmv_qdrant.ledger import answers
+from gmv_qdrant.ledger.answers import ValueFunction
+from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.report.facts import Row, beneficiaries, contributors, generated_names, training_names
+from gmv_qdrant.report.page import STATEMENT, name, number, write_whole
+from gmv_qdrant.report.thumbnails import LARGE, Picture, Thumbnails
+
+MOST = 30
+"""Images beside the first: more than that is a table's work."""
+CELL, GAP, TEXT = 168, 18, 62
+INK, SOFT, PAPER, RAISED = (29, 28, 26), (92, 88, 80), (253, 252, 249), (240, 236, 228)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    picture: Picture
+    lines: Sequence[str]
+
+
+def write_sheet(root: Path, ledger: Ledger, image: str, function: ValueFunction, target: Path) -> Path:
+    """Write the sheet of an image named by URI, file name or id: the first 30 of its contributors or beneficiaries.
+
+    Raises `LedgerError` when no image, or more than one, goes by that name; `SettingsError` when the file can't be written.
+    """
+    kind, key = answers.find(ledger, image)
+    thumbnails = Thumbnails(root)
+    if kind == "generated":
+        me = generated_names(ledger, [key])[key]
+        rows = contributors(ledger, [key], function, MOST)[key]
+        names = training_names(ledger, [row["training_key"] for row in rows])
+        others = [(row, names[row["training_key"]]) for row in rows if row["training_key"] in names]
+        title = f"Contributors of the generated image {name(me['uri'])}"
+        about = [f"quality {number(me['quality'])}", f"batch {me['batch']}"]
+    else:
+        me = training_names(ledger, [key])[key]
+        rows = beneficiaries(ledger, key, function, MOST)
+        names = generated_names(ledger, [row["generated_key"] for row in rows])
+        others = [(row, names[row["generated_key"]]) for row in rows]
+        title = f"Generated images that credit the training image {name(me['uri'])}"
+        about = [me["owner"] or "no owner named", me["label"] or ""]
+    first = _Cell(thumbnails.get(me, LARGE), [name(me["uri"]), *about])
+    cells = [_Cell(thumbnails.get(other, LARGE), _lines(row, other)) for row, other in others]
+    buffer = io.BytesIO()
+    _draw(title, first, cells).save(buffer, "PNG", optimize=True)
+    return write_whole(target, buffer.getvalue(), "the contact sheet")
+
+
+def _lines(row: Row, other: Row) -> list[str]:
+    who = other.get("owner") or other.get("batch") or "no owner named"
+    return [name(other["uri"]), who, f"d {number(row['distance'])} · {number(row['contribution'])}"]
+
+
+def _draw(title: str, first: _Cell, cells: Sequence[_Cell]) -> Image.Image:
+    """The image at the left, the others in rows of five at its right."""
+    columns = min(5, max(1, len(cells)))
+    rows = max(1, -(-len(cells) // columns))
+    width = GAP * 2 + CELL + GAP * 2 + columns * (CELL + GAP)
+    width = max(width, 720)
+    height = GAP + 40 + rows * (CELL + TEXT + GAP) + 30
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), _fit(draw, title, 20, width - 2 * GAP), INK, ImageFont.load_default(20))
+    top = GAP + 40
+    _cell(sheet, draw, first, GAP, top)
+    line = GAP + CELL + GAP
+    draw.line((line, top, line, height - 44), RAISED, 2)
+    for index, cell in enumerate(cells):
+        x = line + GAP + index % columns * (CELL + GAP)
+        _cell(sheet, draw, cell, x, top + index // columns * (CELL + TEXT + GAP))
+    if not cells:
+        draw.text((line + GAP, top), "none", SOFT, ImageFont.load_default(14))
+    statement = STATEMENT.partition(":")[0] + "."
+    draw.text((GAP, height - 30), _fit(draw, statement, 13, width - 2 * GAP), SOFT, ImageFont.load_default(13))
+    return sheet
+
+
+def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: _Cell, x: int, y: int) -> None:
+    if cell.picture.jpeg is None:
+        draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), RAISED)
+        text = _wrapped(draw, cell.picture.reason, 12, CELL - 16)
+        draw.multiline_text((x + 8, y + 8), text, SOFT, ImageFont.load_default(12))
+    else:
+        picture = Image.open(io.BytesIO(cell.picture.jpeg))
+        scale = CELL / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        shown = picture.resize(size, Image.Resampling.BICUBIC)
+        sheet.paste(shown, (x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2))
+    for index, line in enumerate(cell.lines):
+        colour = INK if index == 0 else SOFT
+        draw.text((x, y + CELL + 5 + 18 * index), _fit(draw, line, 13, CELL), colour, ImageFont.load_default(13))
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    """One line, cut where it would run over."""
+    font = ImageFont.load_default(size)
+    text = " ".join(text.split())
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    lines, rest = [], " ".join(text.split())
+    while rest and len(lines) < 9:
+        cut = len(_fit(draw, rest, size, width).removesuffix("…"))
+        at = rest.rfind(" ", 0, cut + 1) if cut < len(rest) else cut
+        at = at if at > 0 else max(cut, 1)
+        lines.append(rest[:at])
+        rest = rest[at:].lstrip()
+    return "\n".join(lines)
