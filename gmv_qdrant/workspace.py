@@ -275,7 +275,7 @@ class Workspace:
         """Write one self-contained HTML file: credits, intervals, plots, best and worst matches, provenance."""
         from gmv_qdrant.report.page import write_report
 
-        value_function = ValueFunction(**function)
+        value_function = self._function(function)
         return write_report(
             self.path, self.ledger, self.settings.evidence(), value_function, Path(target), title
         )
@@ -284,7 +284,7 @@ class Workspace:
         """Write a contact sheet: the image beside its contributors or beneficiaries, as `explain` lists them."""
         from gmv_qdrant.report.sheet import write_sheet
 
-        return write_sheet(self.path, self.ledger, image, ValueFunction(**function), Path(target))
+        return write_sheet(self.path, self.ledger, image, self._function(function), Path(target))
 
     def serve(self, host: str = "127.0.0.1", port: int = 8377, *, sql_seconds: float = 10.0) -> None:
         """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token."""
