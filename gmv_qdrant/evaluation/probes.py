@@ -3,7 +3,7 @@
 Each probe goes through every step below with the chance given, in this order, by one seeded generator; nothing of
 a real generated set, and no label, is looked at.
 
-1. blend with a second training image (half of the probes): ``w`` and ``1 - w`` of each, ``w`` in [0.5, 0.9]
+1. blend with a second training image of the same label (half of the probes), ``w`` of the first in [0.5, 0.9]
 2. crop to 84-100 % of each side, anywhere, and back to size (always)
 3. mirror (half)
 4. brightness, contrast and saturation by a factor in [0.85, 1.15] (always)
@@ -14,6 +14,7 @@ a real generated set, and no label, is looked at.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +36,24 @@ class Recipe:
     seed: int
 
 
-def recipes(count: int, training: int, seed: int) -> list[Recipe]:
-    """``count`` recipes over training rows ``0 .. training - 1``; each image is a first parent at most once
-    while there are enough of them."""
+def recipes(count: int, labels: Sequence[str | None], seed: int) -> list[Recipe]:
+    """``count`` recipes over the training rows that ``labels`` stand for.
+
+    The second parent of a blend has the label of the first: a generator blends what it was taught as one thing. Each
+    image is a first parent at most once, while there are enough of them.
+    """
     random = np.random.default_rng(seed)
+    training = len(labels)
+    rows_of: dict[str | None, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(label, []).append(row)
     first = np.concatenate([random.permutation(training) for _ in range(-(-count // training))])[:count]
     made = []
     for parent in first.tolist():
         seeded = int(random.integers(2**31))
-        if training > 1 and random.random() < BLEND:
-            other = int(random.integers(training - 1))
-            other += other >= parent
+        alike = rows_of[labels[parent]]
+        other = alike[int(random.integers(len(alike)))]
+        if other != parent and random.random() < BLEND:
             weight = float(random.uniform(0.5, 1 - LIGHTEST_PARENT))
             made.append(Recipe((parent, other), (weight, 1 - weight), seeded))
         else:
@@ -65,7 +73,9 @@ def make_probe(recipe: Recipe, parents: list[Image.Image]) -> Image.Image:
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(float(random.uniform(1 - JITTER, 1 + JITTER)))
     if random.random() < BLUR:
-        image = image.filter(ImageFilter.GaussianBlur(float(random.uniform(0, LARGEST_BLUR)) * min(image.size)))
+        image = image.filter(
+            ImageFilter.GaussianBlur(float(random.uniform(0, LARGEST_BLUR)) * min(image.size))
+        )
     return _reencode(image, random) if random.random() < REENCODE else image
 
 

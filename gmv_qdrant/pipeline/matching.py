@@ -16,6 +16,7 @@ from gmv_qdrant.encoders.base import distances
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
 from gmv_qdrant.store.base import Hits
 from gmv_qdrant.store.search import default_params
@@ -43,6 +44,8 @@ class Matcher:
         self.run = run
         self.vectors = RerankVectors(context, run)
         settings = context.settings
+        self.group = 64 if stores_rerank(context) else 2
+        """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
         self.params = default_params(settings.quantization, settings.candidates)
 
     def match(self, recall: np.ndarray, rerank: np.ndarray) -> list[Matches]:

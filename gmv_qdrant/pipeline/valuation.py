@@ -18,7 +18,7 @@ from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.ingest import insert_features, stores_rerank
+from gmv_qdrant.pipeline.ingest import insert_features
 from gmv_qdrant.pipeline.loading import Embedder, Loaded, load
 from gmv_qdrant.pipeline.matching import Matcher, Matches, evidence_columns, require_training_images
 from gmv_qdrant.pipeline.streams import chunked
@@ -172,13 +172,12 @@ class Valuation:
     def match(self, spaces: dict[str, np.ndarray]) -> list[Matches]:
         """Evidence of images whose vectors stand at these int64 ``(m, 2)`` locations of each feature space."""
         count = len(next(iter(spaces.values())))
-        group = 64 if stores_rerank(self.context) else 2  # large vectors: few candidates in memory at once
         evidence: list[Matches] = []
-        for start in range(0, count, group):
+        for start in range(0, count, self.matcher.group):
             recall, rerank = (
                 np.stack(
                     [
-                        self.context.space(space).gather(spaces[space][start : start + group])
+                        self.context.space(space).gather(spaces[space][start : start + self.matcher.group])
                         for space in (f"generated/{kind}{view}" for view in self.context.views)
                     ],
                     axis=1,
