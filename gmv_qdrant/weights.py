@@ -185,7 +185,7 @@ class HubFile:
 
         if constants.HF_HUB_OFFLINE:
             raise ModelError("HF_HUB_OFFLINE is set")
-        _reach(constants.ENDPOINT)
+        reach(constants.ENDPOINT)
         for name in self.names:
             try:
                 path = hf_hub_download(
@@ -333,8 +333,8 @@ def _open(url: str) -> Any:
         raise ModelError(f"{request.host} cannot be reached: {reason}") from error
 
 
-def _reach(endpoint: str) -> None:
-    """One short attempt, because the hub's own client retries for most of a minute."""
+def reach(endpoint: str) -> None:
+    """One short attempt, because the hub's own client retries for most of a minute. Raises `ModelError`."""
     request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "gmv-qdrant"})
     try:
         urllib.request.urlopen(request, timeout=TIMEOUT).close()

@@ -25,7 +25,16 @@ from models_offline import (
 )
 from PIL import Image
 
-from gmv_qdrant.encoders import Encoder, RecallDistance, Runtime, distances, load_distance, load_encoder
+from gmv_qdrant.encoders import (
+    Encoder,
+    Metric,
+    RecallDistance,
+    Runtime,
+    Storage,
+    distances,
+    load_distance,
+    load_encoder,
+)
 from gmv_qdrant.encoders.dreamsim import TYPES
 from gmv_qdrant.errors import ModelError
 
@@ -62,6 +71,7 @@ def images() -> list[Image.Image]:
 
 # --- the metrics --------------------------------------------------------------------------------------------
 
+METRICS: tuple[Metric, ...] = ("cosine", "euclid", "sqeuclid")
 rows = arrays.arrays(np.float32, (5, 7), elements=st.floats(-10, 10, width=32))
 
 
@@ -70,7 +80,7 @@ rows = arrays.arrays(np.float32, (5, 7), elements=st.floats(-10, 10, width=32))
 def test_metrics_agree_with_numpy(matrix: np.ndarray) -> None:
     exact = matrix.astype(np.float64)
     squares = ((exact - exact[0]) ** 2).sum(axis=1)
-    np.testing.assert_allclose(distances("sqeuclid", matrix[0], matrix), squares, rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(distances("sqeuclid", matrix[0], matrix), squares, rtol=1e-6, atol=1e-30)
     np.testing.assert_allclose(
         distances("euclid", matrix[0], matrix), np.sqrt(squares), rtol=1e-5, atol=1e-30
     )
@@ -83,6 +93,28 @@ def test_metrics_agree_with_numpy(matrix: np.ndarray) -> None:
     got = distances("cosine", matrix[0], matrix)
     np.testing.assert_allclose(got, np.maximum(0, 1 - cosines), atol=1e-6)
     assert (got >= 0).all()
+
+
+@given(st.lists(st.integers(0, 39), min_size=1, max_size=12), st.sampled_from([7, 512, 1792, 5000]))
+@settings(max_examples=30, deadline=None)
+def test_a_distance_is_the_same_to_the_bit_in_any_company(picked: list[int], dim: int) -> None:
+    matrix = np.random.default_rng(dim).normal(size=(40, dim)).astype(np.float32)
+    for metric in METRICS:
+        np.testing.assert_array_equal(
+            distances(metric, matrix[0], matrix[picked]), distances(metric, matrix[0], matrix)[picked]
+        )
+
+
+def test_rows_may_be_read_only_and_stay_as_they_are() -> None:
+    """Feature files are memory-mapped: torch warns of such arrays, and scaling must not write to them."""
+    for dtype in ("float32", "float16", "uint8"):
+        kept = np.arange(12).reshape(3, 4).astype(dtype)
+        kept.flags.writeable = False
+        vectors = Storage(dtype, 0.5).unpack(kept)
+        np.testing.assert_array_equal(vectors, np.arange(12).reshape(3, 4) * 0.5)
+        vectors.flags.writeable = False
+        assert distances("sqeuclid", vectors[0], vectors).tolist() == [0.0, 16.0, 64.0]
+        np.testing.assert_array_equal(kept, np.arange(12).reshape(3, 4))
 
 
 # --- pixels -------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from gmv_qdrant.weights import (
     is_offline,
     load_state,
     quiet,
+    reach,
     require,
     state_hash,
     swapped,
@@ -218,7 +219,7 @@ def _create(name: str, runtime: Runtime, progress: Progress | None) -> Any:
         stack.enter_context(swapped(download_util, "download_url_to_file", download))
         stack.enter_context(swapped(download_util, "DEFAULT_CACHE_DIR", str(torch_cache(runtime) / "pyiqa")))
         stack.enter_context(swapped(torch.hub, "download_url_to_file", download))
-        if is_offline(runtime):
+        if is_offline(runtime) or not _reachable(constants.ENDPOINT):
             stack.enter_context(swapped(constants, "HF_HUB_OFFLINE", True))
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         try:
@@ -229,13 +230,21 @@ def _create(name: str, runtime: Runtime, progress: Progress | None) -> Any:
             older = "setuptools<81" if error.name == "pkg_resources" else error.name
             raise ModelError(f"{name} needs the package {older}: pip install '{older}'") from error
         except Exception as error:  # sixty architectures, each with its own ways to fail
-            hint = f"; try 'gmv-qdrant models fetch {name}'" if is_offline(runtime) else ""
+            hint = f"; try 'gmv-qdrant models fetch {name}'" if constants.HF_HUB_OFFLINE else ""
             raise ModelError(f"pyiqa cannot load {name}: {first_line(error)}{hint}") from error
         finally:
             if before is None:
                 del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
             else:
                 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _reachable(endpoint: str) -> bool:
+    try:
+        reach(endpoint)
+    except ModelError:
+        return False
+    return True
 
 
 def _maniqa(name: str, path: Path) -> Any:
