@@ -1,0 +1,65 @@
+"""Images whose parents are known: does credit land on them?
+
+    python scripts/reproduce/known_parents.py KIT [--encoder efficientnet] [--distances ...] [--views none flip]
+
+500 pseudo-generated CIFAR-10 images, each a .75/.25 blend of two of the 10,000 training images, shifted, jittered, blurred, half
+of them mirrored. `calibrate` sees the training images only. Figures of every distance: the paper's formula, calibrated,
+and both with mirrored views.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import common
+
+
+def write_sets(kit: common.Kit, work: Path) -> tuple[Path, Path]:
+    training = kit("cifar10_train_10k_A")
+    names = [p.name for p in common.write_set(training["images"], work / "cifar10", label=training["labels"])]
+    name_of = dict(zip(training["index"].tolist(), names, strict=True))
+    made = kit("cifar10_known_parents_A")
+    first, second = ([name_of[row] for row in column] for column in made["parents"].T.tolist())
+    count = len(first)
+    common.write_set(
+        made["images"], work / "cifar10-known-parents", label=made["labels"], flipped=made["flipped"],
+        parent=first, parent2=second, weight=[0.75] * count, weight2=[0.25] * count,
+    )  # fmt: skip
+    return work / "cifar10", work / "cifar10-known-parents"
+
+
+def figures_of(
+    path: Path, training: Path, generated: Path, settings: dict[str, Any], probes: int
+) -> dict[str, Any]:
+    workspace = common.workspace(path, [training], **settings)
+    workspace.value([generated], batch="known-parents")
+    fitted = workspace.calibrate(probes=probes)
+    evaluated = {
+        "paper": workspace.evaluate_known_parents(batch="known-parents"),
+        "calibrated": workspace.evaluate_known_parents(batch="known-parents", calibration="default"),
+    }
+    return {"temperature": fitted["temperature"], "probes": fitted, **evaluated}
+
+
+def main() -> None:
+    parser = common.arguments(
+        __doc__, encoder="efficientnet", distances=common.DISTANCES, views=("none", "flip"), probes=500
+    )
+    given = parser.parse_args()
+    kit, work = common.Kit(given.kit), common.work_folder(given)
+    training, generated = write_sets(kit, work)
+    found: dict[str, Any] = {"training_images": len(list(training.glob("*.png")))}
+    for distance in given.distances:
+        for views in given.views:
+            common.note(distance, views)
+            settings = {**kit.encoder(given.encoder), "distance": distance, "views": views}
+            path = work / common.slug("parents", given.encoder, distance, views)
+            found[f"{distance}, views {views}"] = figures_of(
+                path, training, generated, settings, given.probes
+            )
+    common.show(found, given.out)
+
+
+if __name__ == "__main__":
+    main()
