@@ -97,11 +97,19 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: Any = None
+        self._file = ""
 
     def phase(self, name: str, total: int | None) -> None:
         if self._task is not None:
             self._progress.update(self._task, visible=False)
         self._task = self._progress.add_task(name, total=total)
+
+    def download(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a file so far; a file of another name begins another bar."""
+        if name != self._file:
+            self._file = name
+            self.phase(name, total)
+        self._progress.update(self._task, completed=done, total=total)
 
     def advance(self, items: int = 1) -> None:
         if self._task is not None:

@@ -11,8 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
 from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
-from gmv_qdrant.encoders.base import Encoder, Storage
+from gmv_qdrant.encoders.base import Encoder, Metric, Storage
 from gmv_qdrant.errors import FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.ledger import Ledger
@@ -25,8 +28,25 @@ from gmv_qdrant.store.base import CollectionSpec, VectorStore
 if TYPE_CHECKING:
     from gmv_qdrant.quality.base import QualityMetric
 
+SAME_ENCODER = 0.999
+"""Least cosine of a probe image's vector, now and when the ledger was made; devices and bf16 stay above it."""
+
 VIEWS = {"none": ("",), "flip": ("", "@flip")}
 """Suffix of the feature spaces of each view of a generated image; the first is the image as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What vectors of a kind look like: ``dim`` numbers, compared by ``metric``, kept as ``storage`` says."""
+
+    dim: int
+    metric: Metric
+    storage: Storage
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        kept = json.loads(text)
+        return cls(kept["dim"], kept["metric"], Storage(**kept["storage"]))
 
 
 @dataclass
@@ -62,6 +82,18 @@ class Context:
         return load_distance(self.settings.distance, runtime=self.runtime)
 
     @cached_property
+    def recall_shape(self) -> Shape:
+        """Of recall vectors; the ledger remembers it, so that no network is loaded to read vectors."""
+        kept = self.ledger.meta().get("recall_shape")
+        return Shape.parse(kept) if kept else Shape(self.encoder.dim, self.encoder.metric, Storage())
+
+    @cached_property
+    def rerank_shape(self) -> Shape:
+        """Of re-rank vectors."""
+        kept = self.ledger.meta().get("rerank_shape")
+        return Shape.parse(kept) if kept else Shape(self.distance.dim, self.distance.metric, self.distance.storage)
+
+    @cached_property
     def quality(self) -> QualityMetric | None:
         return load_quality(self.settings.quality, runtime=self.runtime)
 
@@ -75,7 +107,7 @@ class Context:
         """The recall vectors; made when it isn't there."""
         spec = CollectionSpec(
             name=self.settings.collection,
-            dim=self.encoder.dim,
+            dim=self.recall_shape.dim,
             vector_name=self.settings.vector_name,
             quantization=self.settings.quantization,
         )
@@ -105,9 +137,8 @@ class Context:
         """A feature space by its ledger name, such as ``training/rerank``."""
         if name not in self._spaces:
             recall = name.partition("@")[0].endswith("/recall")
-            encoder = self.encoder if recall else self.distance
-            storage = Storage() if recall else encoder.storage
-            self._spaces[name] = FeatureSpace(self.root / "features" / name, encoder.dim, storage)
+            shape = self.recall_shape if recall else self.rerank_shape
+            self._spaces[name] = FeatureSpace(self.root / "features" / name, shape.dim, shape.storage)
         return self._spaces[name]
 
     @cached_property
@@ -132,10 +163,18 @@ class Context:
         Raises `FingerprintMismatch`, and `ModelError` when weights are missing: before any work is done.
         """
         mine = json.loads(json.dumps(self.fingerprint()))
-        kept = self.ledger.meta().get("fingerprint")
+        meta = self.ledger.meta()
+        kept = meta.get("fingerprint")
+        probe = self._probe_vector()
         if kept is None:
             with self.ledger.write() as con:
-                self.ledger.set_meta(con, fingerprint=mine, recall_dim=self.encoder.dim)
+                self.ledger.set_meta(
+                    con,
+                    fingerprint=mine,
+                    recall_shape=dataclasses.asdict(self.recall_shape),
+                    rerank_shape=dataclasses.asdict(self.rerank_shape),
+                    probe=[round(float(x), 6) for x in probe],
+                )
             return
         theirs = json.loads(kept)
         for name, value in mine.items():
@@ -144,6 +183,23 @@ class Context:
                     f"this ledger's evidence was made with {name} {theirs.get(name)}, not {value}: "
                     "evidence of two kinds can't be added up; start another workspace with 'gmv-qdrant init'"
                 )
+
+        likeness = float(np.dot(probe, np.array(json.loads(meta["probe"]))))
+        if likeness < SAME_ENCODER:
+            raise FingerprintMismatch(
+                f"the encoder {self.settings.encoder} no longer gives the vectors that this ledger was made "
+                f"with (cosine {likeness:.4f} on a probe image): a library has changed what it computes, so go back to the "
+                "versions in 'gmv-qdrant sql \"SELECT versions FROM runs\"', or start another workspace"
+            )
+
+    def _probe_vector(self) -> np.ndarray:
+        """float32 ``(dim,)``: what the recall encoder makes of a fixed image, so that a change shows."""
+        ramp = np.arange(96, dtype=np.uint16)
+        pixels = np.stack(
+            [ramp[:, None] * 2 + ramp * 0, ramp[:, None] * 0 + ramp * 2, ramp[:, None] ^ ramp], axis=2
+        )
+        tensor = self.encoder.prepare(Image.fromarray(pixels.astype(np.uint8)))
+        return self.encoder.encode(tensor[None])[0]
 
     def close(self) -> None:
         if "store" in self.__dict__:

@@ -2,7 +2,7 @@
 
 Order of writes, for each chunk: feature shard (synced), points (flushed), ledger (one transaction). The ledger
 comes last, so what it names is durable elsewhere. A crash in between leaves an unnamed shard, or points
-that the ledger doesn't know; the same images ingested again replace them, and `maintenance.recover` removes them.
+that the ledger doesn't know; the same images ingested again replace them, and `recovery.recover` removes them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def ingest(
 
 def stores_rerank(context: Context) -> bool:
     """Whether re-rank vectors are small enough to be kept in a feature file."""
-    return context.distance.dim * np.dtype(context.distance.storage.dtype).itemsize <= MAX_STORED_BYTES
+    shape = context.rerank_shape
+    return shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
 
 
 class _Ingestion:
@@ -103,7 +104,7 @@ class _Ingestion:
         )
         seen = self.context.ledger.query(
             """
-            SELECT r.row FROM records r
+            SELECT r.row, r.uri IN (SELECT uri FROM quarantine) AS healed FROM records r
             JOIN sources s ON s.uri = r.uri AND s.file_size = r.size AND s.file_time = r.time
             JOIN training t USING (training_key)
             WHERE t.epoch_withdrawn IS NULL
@@ -112,6 +113,7 @@ class _Ingestion:
             records=rows,
         )
         skip = set(seen["row"].to_pylist())
+        self.run.heal([records[row["row"]].uri for row in seen.to_pylist() if row["healed"]])
         self.run.counts["unchanged"] += len(skip)
         return [record for row, record in enumerate(records) if row not in skip]
 
