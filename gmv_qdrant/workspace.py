@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import duckdb
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from gmv_qdrant.errors import FingerprintMismatch, LedgerLocked, SettingsError
+from gmv_qdrant.errors import FingerprintMismatch, LedgerLocked, SettingsError, SourceError
 from gmv_qdrant.ledger import answers
 from gmv_qdrant.ledger.answers import ValueFunction
 from gmv_qdrant.ledger.ledger import Ledger
@@ -25,6 +26,8 @@ from gmv_qdrant.ledger.runs import Run, recorded
 from gmv_qdrant.settings import FILE, Settings
 
 if TYPE_CHECKING:
+    from gmv_qdrant.images.records import Record, Unusable
+    from gmv_qdrant.pipeline.checking import Finding
     from gmv_qdrant.pipeline.context import Context
     from gmv_qdrant.pipeline.streams import Progress
 
@@ -102,10 +105,24 @@ class Workspace:
     # -- runs ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _run(self, verb: str) -> Iterator[tuple[Context, Run]]:
-        """The only writer of this workspace, with a row in ``runs`` and the networks checked."""
+    def _run(self, verb: str, *, networks: bool = True, **request: Any) -> Iterator[tuple[Context, Run]]:
+        """`_alone`, with a row in ``runs``, and what the run before left behind tidied up.
+
+        networks: load and check them first; a run that only moves vectors doesn't need them.
+        """
+        from gmv_qdrant.pipeline.recovery import recover
+
+        with self._alone() as context:
+            if networks:
+                context.claim()
+            with recorded(self.ledger, verb, self.settings.evidence(), request) as run:
+                recover(context, run)
+                yield context, run
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[Context]:
+        """The only writer of this workspace. Raises `LedgerLocked` when there is another."""
         from gmv_qdrant.pipeline.context import Context
-        from gmv_qdrant.pipeline.maintenance import recover
         from gmv_qdrant.pipeline.streams import Silent
 
         lock = FileLock(self.path / ".writing.lock")
@@ -120,49 +137,97 @@ class Workspace:
             raise SettingsError(f"the workspace {self.path} can't be written to: {error.strerror}") from error
         context = Context(self.path, self.settings, self.ledger, self._progress or Silent())
         try:
-            context.claim()
-            with recorded(self.ledger, verb, self.settings.evidence()) as run:
-                recover(context, run)
-                yield context, run
+            yield context
         finally:
             context.close()
             lock.release()
 
     def ingest(
-        self, paths: Sequence[str | Path], *, owner: str | None = None, readmit: bool = False
+        self,
+        paths: Sequence[str | Path] = (),
+        *,
+        owner: str | None = None,
+        readmit: bool = False,
+        retry_quarantined: bool = False,
     ) -> dict[str, Any]:
         """Take in training images from folders, files, Parquet, tars or ``hf://`` names; returns counts and timings.
 
         owner: for images whose metadata names none. readmit: also images that were withdrawn.
+        retry_quarantined: in place of paths, the inputs in quarantine from earlier ingests, as they were asked for.
         Raises `SourceError` for a path that is missing or holds no image.
         """
-        from gmv_qdrant.images.sources import count_images, open_sources
         from gmv_qdrant.pipeline.ingest import ingest
 
-        names = [str(path) for path in paths]
-        records = open_sources(names, owner=owner)
-        with self._run("ingest") as (context, run):
-            context.progress.phase("ingest", count_images(names))
-            ingest(context, run, records, readmit=readmit)
-        return run.summary()
+        def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
+            total, records = self._records(names, owner, only)
+            with self._run("ingest", paths=names, owner=owner) as (context, run):
+                context.progress.phase("ingest", total)
+                ingest(context, run, records, readmit=readmit)
+            return run.summary()
 
-    def value(self, paths: Sequence[str | Path], *, batch: str = "default") -> dict[str, Any]:
-        """Find the evidence of generated images; images valued before under the same ``batch`` are replaced."""
-        from gmv_qdrant.images.sources import count_images, open_sources
+        if not retry_quarantined:
+            return run_once(_whole_names(paths), owner, None)
+        _refuse(paths or owner, "owner and paths are those of the ingests that failed")
+        return self._retry("ingest", lambda request, only: run_once(request["paths"], request["owner"], only))
+
+    def value(
+        self,
+        paths: Sequence[str | Path] = (),
+        *,
+        batch: str = "default",
+        retry_quarantined: bool = False,
+    ) -> dict[str, Any]:
+        """Find the evidence of generated images; images valued before under the same ``batch`` are replaced.
+
+        retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
+        """
         from gmv_qdrant.pipeline.valuation import value
 
-        names = [str(path) for path in paths]
-        records = open_sources(names)
-        with self._run("value") as (context, run):
-            context.progress.phase("value", count_images(names))
-            value(context, run, records, batch)
-        return run.summary()
+        def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
+            total, records = self._records(names, None, only)
+            with self._run("value", paths=names, batch=batch) as (context, run):
+                context.progress.phase("value", total)
+                value(context, run, records, batch)
+            return run.summary()
+
+        if not retry_quarantined:
+            return run_once(_whole_names(paths), batch, None)
+        _refuse(paths, "paths are those of the runs that failed")
+        return self._retry("value", lambda request, only: run_once(request["paths"], request["batch"], only))
+
+    def _records(
+        self, names: list[str], owner: str | None, only: frozenset[str] | None
+    ) -> tuple[int | None, Iterator[Record | Unusable]]:
+        """How many images are to come, when that is known, and the stream of them."""
+        from gmv_qdrant.images.sources import count_images, open_sources
+
+        records = open_sources(names, owner=owner)
+        if only is None:
+            return count_images(names), records
+        return len(only), (record for record in records if record.uri in only)
+
+    def _retry(
+        self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Ask again for what is in quarantine, request by request; the counts are those of all together."""
+        summary: dict[str, Any] = {"verb": verb, "seconds": {}}
+        for request, uris in answers.quarantined_requests(self.ledger, verb):
+            try:
+                part = again(request, uris)
+            except SourceError:  # the whole path is gone by now: its inputs stay in quarantine
+                part = {"quarantined": len(uris)}
+            for name, count in part.pop("seconds", {}).items():
+                summary["seconds"][name] = round(summary["seconds"].get(name, 0.0) + count, 3)
+            for name, count in part.items():
+                if name != "verb":
+                    summary[name] = summary.get(name, 0) + count
+        return summary
 
     def update(self) -> dict[str, Any]:
         """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
         from gmv_qdrant.pipeline.maintenance import update
 
-        with self._run("update") as (context, run):
+        with self._run("update", networks=False) as (context, run):
             update(context, run)
         return run.summary()
 
@@ -179,12 +244,12 @@ class Workspace:
         An image that other sources bring as well stays, and its credit is split among those.
         dry_run: only count. Raises `SettingsError` when nothing, or not exactly one selection, is given.
         """
-        from gmv_qdrant.pipeline.maintenance import Selection, preview_withdrawal, withdraw
+        from gmv_qdrant.pipeline.withdrawal import Selection, preview_withdrawal, withdraw
 
         selection = Selection(owner, uri, tuple(ids))
         if dry_run:
             return {"verb": "withdraw", "dry_run": True, **preview_withdrawal(self.ledger, selection)}
-        with self._run("withdraw") as (context, run):
+        with self._run("withdraw", networks=False) as (context, run):
             withdraw(context, run, selection)
         return run.summary()
 
@@ -208,6 +273,19 @@ class Workspace:
             return calibrate(
                 context, run, name=name, probes=probes, seed=seed, k=k, no_contributor=no_contributor
             )
+
+    def check(self, *, read_images: bool = False, repair: bool = False) -> list[Finding]:
+        """Whether ledger, store and feature files agree and the sums hold; each thing wrong is a `Finding`.
+
+        read_images: also whether every source can be read and is what it was.
+        repair: mend what can be mended; each finding says what was done about it.
+        """
+        from gmv_qdrant.pipeline.checking import check
+        from gmv_qdrant.pipeline.repairing import repair_all
+
+        with self._alone() as context:
+            findings = check(context, read_images=read_images)
+            return repair_all(context, findings) if repair and findings else findings
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -247,12 +325,12 @@ class Workspace:
         from gmv_qdrant.store.base import CollectionSpec
         from gmv_qdrant.store.segments import read_status
 
-        dim = self.ledger.meta().get("recall_dim")
-        if dim is None:
+        shape = self.ledger.meta().get("recall_shape")
+        if shape is None:
             return {"state": "nothing was ingested yet"}
         kept = self.settings
         spec = CollectionSpec(
-            kept.collection, int(dim), vector_name=kept.vector_name, quantization=kept.quantization
+            kept.collection, json.loads(shape)["dim"], vector_name=kept.vector_name, quantization=kept.quantization
         )
         return dataclasses.asdict(read_status(self.path / "qdrant", spec))
 
@@ -286,11 +364,31 @@ class Workspace:
 
         return write_sheet(self.path, self.ledger, image, self._function(function), Path(target))
 
-    def serve(self, host: str = "127.0.0.1", port: int = 8377, *, sql_seconds: float = 10.0) -> None:
-        """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token."""
+    def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8377,
+        *,
+        sql_seconds: float = 10.0,
+        tell: Callable[[str], None] = lambda address: None,
+    ) -> None:
+        """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token.
+
+        tell: gets the address to open, with the token in it.
+        """
         from gmv_qdrant.report.web import serve
 
-        serve(self.path, self.ledger, self.settings, host, port, sql_seconds=sql_seconds)
+        serve(self.path, self.ledger, self.settings, host, port, sql_seconds=sql_seconds, tell=tell)
+
+
+def _whole_names(paths: Sequence[str | Path]) -> list[str]:
+    """Paths that mean the same from any folder."""
+    return [name if "://" in name else os.path.abspath(name) for name in map(str, paths)]
+
+
+def _refuse(given: object, reason: str) -> None:
+    if given:
+        raise SettingsError(f"only what is in quarantine is tried again: {reason}, so give none")
 
 
 def _canonical(settings: Settings) -> dict[str, Any]:

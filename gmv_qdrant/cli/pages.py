@@ -34,7 +34,9 @@ def report(workspace: Any, target: Path, title: str | None, **options: Any) -> N
     show_default=True,
     help="Address to listen on; any but loopback asks for a token.",
 )
-@click.option("--port", default=8377, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option(
+    "--port", default=8377, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
+)
 @click.option(
     "--sql-seconds",
     default=10.0,
@@ -45,7 +47,9 @@ def report(workspace: Any, target: Path, title: str | None, **options: Any) -> N
 @with_workspace
 def serve(workspace: Any, host: str, port: int, sql_seconds: float) -> None:
     """The same as local pages: browse, sort, filter, ask SQL, drop an image and see its contributors."""
-    workspace.serve(host, port, sql_seconds=sql_seconds)
+    workspace.serve(
+        host, port, sql_seconds=sql_seconds, tell=lambda address: note(f"open {address} (Ctrl+C stops it)")
+    )
 
 
 COMMANDS = (report, serve)

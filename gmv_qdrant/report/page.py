@@ -102,9 +102,9 @@ def write_report(
         found: Picture = thumbnails.get(image)
         return Shown(found.data_uri if found.jpeg else "", found.reason)
 
-    env = environment()
-    env.globals |= {"picture": picture, "address_of": lambda kind, image: None}
-    html = env.get_template("report.html").render(
+    html = environment().get_template("report.html").render(
+        picture=picture,
+        address_of=lambda kind, image: None,
         title=title or root.name,
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         **summary(snapshot),

@@ -1,0 +1,424 @@
+"""The local pages: the report's figures to browse, sort and filter; SQL to ask; an image to drop.
+
+Server-rendered; nothing here writes to the ledger, so there is nothing that a forged request could change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import duckdb
+import pyarrow as pa
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gmv_qdrant.errors import GmvError, LedgerLocked, SettingsError, StoreUnavailable
+from gmv_qdrant.ledger import answers
+from gmv_qdrant.ledger.answers import ValueFunction
+from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.report import facts, page
+from gmv_qdrant.report.facts import Row, Snapshot
+from gmv_qdrant.report.guard import Guard
+from gmv_qdrant.report.lookup import Lookup
+from gmv_qdrant.report.thumbnails import LARGE, SMALL, Thumbnails
+from gmv_qdrant.settings import Settings
+
+IMAGES = 48
+"""On one page; divisible by most numbers of columns."""
+MATCHES = 60
+SQL_ROWS = 500
+DOWNLOAD_ROWS = 1_000_000
+UPLOAD_BYTES = 32 << 20
+CHOICES = ("k", "temperature", "uncalibrated", "batch", "calibration")
+"""Names of the value function in an address."""
+
+
+class Snapshots:
+    """The latest few snapshots: taken anew when the ledger has changed, but not more often than is worth its time."""
+
+    def __init__(self, ledger: Ledger, most: int = 4) -> None:
+        self._ledger, self._most = ledger, most
+        self._kept: OrderedDict[ValueFunction, tuple[object, float, float, Snapshot]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, function: ValueFunction) -> Snapshot:
+        with self._lock:
+            state = self._state()
+            kept = self._kept.get(function)
+            if kept is not None:
+                then, at, cost, snapshot = kept
+                if then == state or time.monotonic() - at < 10 * cost:
+                    self._kept.move_to_end(function)
+                    return snapshot
+            started = time.monotonic()
+            snapshot = Snapshot.take(self._ledger, function)
+            now = time.monotonic()
+            self._kept[function] = (state, now, now - started, snapshot)
+            self._kept.move_to_end(function)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+            return snapshot
+
+    def _state(self) -> object:
+        found: list[tuple[int, int]] = []
+        for path in (self._ledger.path, self._ledger.path.with_name(self._ledger.path.name + ".wal")):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found.append((stat.st_mtime_ns, stat.st_size))
+        return found
+
+
+class Pages:
+    """One handler for each page."""
+
+    def __init__(self, root: Path, ledger: Ledger, settings: Settings, sql_seconds: float) -> None:
+        self.root, self.ledger, self.settings = root, ledger, settings
+        self.sql_seconds = sql_seconds
+        self.snapshots = Snapshots(ledger)
+        self.thumbnails = Thumbnails(root)
+        self.lookup = Lookup(root, settings, ledger)
+        self.env = page.environment()
+        self.templates = Path(__file__).parent / "templates"
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.overview),
+            Route("/owners", self.owners),
+            Route("/training", self.training),
+            Route("/generated", self.generated),
+            Route("/training/{key:int}", self.training_image),
+            Route("/generated/{key:int}", self.generated_image),
+            Route("/pictures/{kind}/{key:int}/{size:int}", self.picture),
+            Route("/sql", self.sql),
+            Route("/sql/{form}", self.download),
+            Route("/contributors", self.contributors, methods=["POST"]),
+            Route("/style.css", self.style),
+            Route("/page.js", self.script),
+        ]
+
+    # -- what every page needs ---------------------------------------------------------------------------
+
+    def _choices(self, request: Request) -> dict[str, str]:
+        return {name: request.query_params[name] for name in CHOICES if request.query_params.get(name)}
+
+    def _function(self, choices: Mapping[str, str]) -> ValueFunction:
+        try:
+            k = int(choices.get("k", 30))
+            temperature = float(choices["temperature"]) if "temperature" in choices else None
+        except ValueError:
+            raise SettingsError("k is a whole number, and temperature a number") from None
+        return answers.value_function(
+            self.ledger,
+            k=k,
+            temperature=temperature,
+            calibrated="uncalibrated" not in choices,
+            batch=choices.get("batch"),
+            calibration=choices.get("calibration"),
+        )
+
+    def _page(self, template: str, request: Request, status: int = 200, **values: Any) -> HTMLResponse:
+        choices = self._choices(request)
+
+        def url(path: str, **changes: Any) -> str:
+            wanted = {name: str(value) for name, value in {**choices, **changes}.items() if value not in (None, "")}
+            return path + ("?" + urlencode(wanted) if wanted else "")
+
+        def picture(kind: str, image: Row, size: int = SMALL) -> page.Shown:
+            return page.Shown(f"/pictures/{kind}/{image['key']}/{size}")
+
+        values |= {
+            "url": url,
+            "here": request.url.path,
+            "choices": choices,
+            "kept": {name: value for name, value in request.query_params.items() if name not in (*CHOICES, "page")},
+            "workspace": self.root.name,
+            "picture": picture,
+            "address_of": lambda kind, image: url(f"/{kind}/{image['key']}"),
+        }
+        return HTMLResponse(self.env.get_template(template).render(values), status)
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        """An error of the tool is a sentence on a page."""
+        status = 503 if isinstance(error, LedgerLocked | StoreUnavailable) else 400
+        if isinstance(error, HTTPException):
+            status = error.status_code
+        text = str(error.detail) if isinstance(error, HTTPException) else str(error)
+        return self._page("message.html", request, status, title="That didn't work", text=text)
+
+    def _number(self, request: Request) -> int:
+        """The page's number, from 1."""
+        text = request.query_params.get("page", "1")
+        return max(1, int(text)) if text.isdecimal() and len(text) < 10 else 1
+
+    def _sort(self, request: Request, sorts: Mapping[str, str]) -> str:
+        sort = request.query_params.get("sort", "")
+        return sort if sort in sorts else next(iter(sorts))
+
+    # -- pages -------------------------------------------------------------------------------------------
+
+    def overview(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        return self._page(
+            "overview.html",
+            request,
+            **page.summary(snapshot),
+            **page.distribution(snapshot),
+            **page.owners_table(snapshot, count=10),
+            valuable=page.most_valued(self.ledger, snapshot),
+        )
+
+    def owners(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        sort, number, matching = self._sort(request, facts.OWNER_SORTS), self._number(request), request.query_params.get("q", "")
+        count = facts.MOST_LISTED
+        found = page.owners_table(snapshot, sort=sort, matching=matching, offset=(number - 1) * count, count=count)
+        return self._page(
+            "owners.html", request, sort=sort, number=number, q=matching, more=number * count < found["found_owners"], **found
+        )
+
+    def training(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        sort, number = self._sort(request, facts.TRAINING_SORTS), self._number(request)
+        owner, named = request.query_params.get("owner"), request.query_params.get("q", "")
+        keys = facts.training_keys(self.ledger, owner=owner, named=named) if named or owner is not None else None
+        rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
+        names = facts.training_names(self.ledger, [row["training_key"] for row in rows[:IMAGES]])
+        return self._page(
+            "training.html",
+            request,
+            rows=[{**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names],
+            more=len(rows) > IMAGES,
+            total=snapshot.totals["training_images"],
+            sort=sort,
+            number=number,
+            owner=owner,
+            q=named,
+        )
+
+    def generated(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        sort, number = self._sort(request, facts.GENERATED_SORTS), self._number(request)
+        named = request.query_params.get("q", "")
+        keys = facts.generated_keys(self.ledger, named) if named else None
+        rows = snapshot.generated(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
+        names = facts.generated_names(self.ledger, [row["generated_key"] for row in rows[:IMAGES]])
+        return self._page(
+            "generated.html",
+            request,
+            rows=[{**row, "image": names[row["generated_key"]]} for row in rows if row["generated_key"] in names],
+            more=len(rows) > IMAGES,
+            total=snapshot.sums["valued"],
+            sort=sort,
+            number=number,
+            q=named,
+        )
+
+    def generated_image(self, request: Request) -> Response:
+        key = request.path_params["key"]
+        function = self._function(self._choices(request))
+        rows = page.with_contributors(self.ledger, [{"generated_key": key}] if key < 1 << 31 else [], function, MATCHES)
+        if not rows:
+            raise HTTPException(404, "There is no such generated image.")
+        return self._page("generated_image.html", request, image=rows[0]["image"], contributors=rows[0]["contributors"])
+
+    def training_image(self, request: Request) -> Response:
+        key = request.path_params["key"]
+        image = facts.training_names(self.ledger, [key] if key < 1 << 31 else []).get(key)
+        if image is None:
+            raise HTTPException(404, "There is no such training image.")
+        function = self._function(self._choices(request))
+        rows = facts.beneficiaries(self.ledger, key, function, MATCHES)
+        names = facts.generated_names(self.ledger, [row["generated_key"] for row in rows])
+        value = self.snapshots.get(function).ask("FROM training_values WHERE training_key = $1", [key])
+        return self._page(
+            "training_image.html",
+            request,
+            image=image,
+            value=value[0] if value else None,
+            beneficiaries=[{**row, "image": names[row["generated_key"]]} for row in rows],
+        )
+
+    def picture(self, request: Request) -> Response:
+        kind, key, size = (request.path_params[name] for name in ("kind", "key", "size"))
+        look_up = {"training": facts.training_names, "generated": facts.generated_names}.get(kind)
+        image = look_up(self.ledger, [key]).get(key) if look_up and key < 1 << 31 and size in (SMALL, LARGE) else None
+        if image is None:
+            raise HTTPException(404, "There is no such picture.")
+        found = self.thumbnails.get(image, size)
+        if found.jpeg is None:
+            return Response(_placeholder(found.reason), media_type="image/svg+xml")
+        return Response(found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    def sql(self, request: Request) -> Response:
+        query = request.query_params.get("query", "")
+        table, error, seconds = None, "", 0.0
+        if query.strip():
+            started = time.perf_counter()
+            try:
+                table = answers.sql(self.ledger, query, most=SQL_ROWS + 1, seconds=self.sql_seconds)
+            except GmvError as refusal:
+                error = str(refusal)
+            seconds = time.perf_counter() - started
+        return self._page(
+            "sql.html",
+            request,
+            status=400 if error else 200,
+            query=query,
+            error=error,
+            columns=_columns(table) if table is not None else [],
+            rows=_rows(table.slice(0, SQL_ROWS)) if table is not None else None,
+            more=table is not None and table.num_rows > SQL_ROWS,
+            most=SQL_ROWS,
+            seconds=seconds,
+        )
+
+    def download(self, request: Request) -> Response:
+        form = request.path_params["form"]
+        if form not in ("csv", "parquet"):
+            raise HTTPException(404, "Results can be had as csv or parquet.")
+        table = answers.sql(
+            self.ledger, request.query_params.get("query", ""), most=DOWNLOAD_ROWS, seconds=self.sql_seconds
+        )
+        with tempfile.TemporaryDirectory() as folder, duckdb.connect(":memory:") as con:
+            target = Path(folder) / f"result.{form}"
+            relation = con.from_arrow(table)
+            if form == "csv":
+                relation.write_csv(str(target), header=True)
+            else:
+                relation.write_parquet(str(target), compression="zstd")
+            data = target.read_bytes()
+        kind = "text/csv; charset=utf-8" if form == "csv" else "application/vnd.apache.parquet"
+        return Response(data, media_type=kind, headers={"Content-Disposition": f'attachment; filename="result.{form}"'})
+
+    async def contributors(self, request: Request) -> Response:
+        async with request.form(max_files=1, max_fields=10) as form:
+            upload = form.get("image")
+            if not isinstance(upload, UploadFile) or not upload.size:
+                raise SettingsError("no image was sent: drop one on the box, or choose a file")
+            data, name = await upload.read(), upload.filename or "image"
+        return await run_in_threadpool(self._contributors, request, data, name)
+
+    def _contributors(self, request: Request, data: bytes, name: str) -> Response:
+        function = self._function(self._choices(request))
+        found = self.lookup.find(data, name, function, MATCHES)
+        names = facts.training_names(self.ledger, [row["training_key"] for row in found.contributors])
+        rows = [
+            {**row, "share": row["contribution"] / row["quality"] if row["quality"] else None, "image": names[row["training_key"]]}
+            for row in found.contributors
+            if row["training_key"] in names
+        ]
+        return self._page("dropped.html", request, found=found, contributors=rows)
+
+    def style(self, request: Request) -> Response:
+        sheets = [(self.templates / name).read_text() for name in ("style.css", "web.css")]
+        return Response("\n".join(sheets), media_type="text/css", headers={"Cache-Control": "private, max-age=60"})
+
+    def script(self, request: Request) -> Response:
+        return Response((self.templates / "page.js").read_text(), media_type="text/javascript")
+
+
+def _columns(table: pa.Table) -> list[tuple[str, bool]]:
+    """Name, and whether it holds numbers."""
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return [(field.name, any(test(field.type) for test in numeric)) for field in table.schema]
+
+
+def _rows(table: pa.Table) -> list[list[str]]:
+    columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 400 else text[:400] + "…"
+
+
+def _placeholder(reason: str) -> str:
+    """A picture of words, for an image that can't be shown."""
+    words, lines = reason.split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 20:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()[:24]
+    text = "".join(f'<tspan x="60" dy="14">{escape(line)}</tspan>' for line in lines[:7])
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 120 120"><rect width="120" height="120" fill="#e8e4da"/>'
+        f'<text y="8" font-family="sans-serif" font-size="10" text-anchor="middle" fill="#4a463e">{text}</text></svg>'
+    )
+
+
+def application(
+    root: Path, ledger: Ledger, settings: Settings, host: str = "127.0.0.1", *, sql_seconds: float = 10.0
+) -> Guard:
+    """The pages as an ASGI application, guarded for a server that listens on ``host``."""
+    pages = Pages(root, ledger, settings, sql_seconds)
+    refused: Any = pages.refused
+    app: ASGIApp = Starlette(
+        routes=pages.routes(), exception_handlers={GmvError: refused, HTTPException: refused}
+    )
+    return Guard(app, host, UPLOAD_BYTES)
+
+
+def serve(
+    root: Path,
+    ledger: Ledger,
+    settings: Settings,
+    host: str,
+    port: int,
+    *,
+    tell: Callable[[str], None],
+    sql_seconds: float = 10.0,
+) -> None:
+    """Serve until interrupted. ``tell`` gets the address to open, with the token when there is one.
+
+    Raises `SettingsError` when the address can't be listened on.
+    """
+    app = application(root, ledger, settings, host, sql_seconds=sql_seconds)
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
+    shown = host
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        shown = socket.gethostname() if address.is_unspecified else f"[{host}]" if address.version == 6 else host
+    tell(f"http://{shown}:{port}/" + (f"?token={app.token}" if app.token else ""))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(64)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"{host}:{port} can't be listened on: {error.strerror}; choose another with --port (0 picks a free one)"
+        ) from error
+    return listening
