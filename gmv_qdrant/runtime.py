@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -44,6 +45,20 @@ def resolve_device(device: str) -> str:
     if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
         raise SettingsError(f"device {device!r} is not available here: use --device auto or --device cpu")
     return device
+
+
+@contextlib.contextmanager
+def exact_inference() -> Iterator[None]:
+    """Inference whose float32 is float32 on a GPU, too: convolutions would use TF32 there, wrong by 1e-3."""
+    import torch
+
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+        ),
+    ):
+        yield
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

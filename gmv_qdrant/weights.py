@@ -8,40 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import logging
 import os
-import pickle
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from gmv_qdrant.checkpoints import first_line
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime
 
-if TYPE_CHECKING:
-    import torch
-
 Progress = Callable[[str, int, int | None], None]
 """Called with the file's name, the bytes done, and the bytes in all when they are known."""
-
-LOAD_ERRORS = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    OSError,
-    AttributeError,
-    EOFError,
-    pickle.UnpicklingError,
-)
-"""What loaders raise for a file that is no weights, or those of something else."""
 
 TIMEOUT = 10.0
 """Seconds until a server that doesn't answer counts as unreachable; there is one attempt."""
@@ -255,71 +238,6 @@ def own_cache(runtime: Runtime) -> Path:
 
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-
-
-def load_state(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a file, weights only: a pickle that would run code is refused with `ModelError`."""
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except LOAD_ERRORS as error:
-        raise ModelError(f"{path} is not a file of plain weights: {first_line(error)}") from error
-    for key in ("state_dict", "params", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds no state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def state_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of the tensors, in the order of their names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """``owner.name`` is ``value`` inside: for packages whose loaders leave no other way in."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """No prints or logs of third-party loaders: stdout belongs to ``--json``. Gives the warnings."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    sink = io.StringIO()
-    try:
-        with (
-            warnings.catch_warnings(record=True) as said,
-            contextlib.redirect_stdout(sink),
-            contextlib.redirect_stderr(sink),
-        ):
-            warnings.simplefilter("always")
-            yield said
-    finally:
-        logging.disable(level)
-
-
-def first_line(error: object) -> str:
-    """What an exception or a warning says, or its type when it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _open(url: str) -> Any:

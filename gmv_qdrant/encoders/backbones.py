@@ -7,20 +7,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmv_qdrant.checkpoints import LOAD_ERRORS, load_state, state_hash
 from gmv_qdrant.encoders.base import Encoder
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest
-from gmv_qdrant.weights import (
-    LOAD_ERRORS,
-    HubFile,
-    UrlFile,
-    WeightFile,
-    hub_cache,
-    load_state,
-    require,
-    state_hash,
-    torch_cache,
-)
+from gmv_qdrant.weights import HubFile, UrlFile, WeightFile, hub_cache, require, torch_cache
 
 if TYPE_CHECKING:
     import torch

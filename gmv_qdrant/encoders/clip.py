@@ -5,21 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gmv_qdrant.checkpoints import LOAD_ERRORS, first_line, quiet, state_hash
 from gmv_qdrant.encoders.backbones import given_file
 from gmv_qdrant.encoders.base import Encoder
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest
-from gmv_qdrant.weights import (
-    LOAD_ERRORS,
-    HubFile,
-    UrlFile,
-    WeightFile,
-    first_line,
-    hub_cache,
-    quiet,
-    require,
-    state_hash,
-)
+from gmv_qdrant.weights import HubFile, UrlFile, WeightFile, hub_cache, require
 
 DEFAULT = "ViT-B-32-quickgelu/openai"
 

@@ -9,21 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmv_qdrant.checkpoints import LOAD_ERRORS, first_line, quiet, state_hash, swapped
 from gmv_qdrant.encoders.base import Encoder, Storage
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest, resolve_device
-from gmv_qdrant.weights import (
-    LOAD_ERRORS,
-    UrlArchive,
-    UrlFile,
-    WeightFile,
-    first_line,
-    own_cache,
-    quiet,
-    require,
-    state_hash,
-    swapped,
-)
+from gmv_qdrant.weights import UrlArchive, UrlFile, WeightFile, own_cache, require
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from gmv_qdrant.checkpoints import load_state, quiet, state_hash
 from gmv_qdrant.encoders.backbones import torchvision_file
 from gmv_qdrant.encoders.base import Encoder, Storage
 from gmv_qdrant.encoders.pixels import canonical_size
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.runtime import Runtime, nearest
-from gmv_qdrant.weights import WeightFile, load_state, quiet, require, state_hash
+from gmv_qdrant.weights import WeightFile, require
 
 if TYPE_CHECKING:
     import torch

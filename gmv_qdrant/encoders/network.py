@@ -12,7 +12,7 @@ from PIL import Image
 
 from gmv_qdrant.encoders.base import Identity, Metric, Storage
 from gmv_qdrant.errors import ModelError
-from gmv_qdrant.runtime import Runtime, resolve_device
+from gmv_qdrant.runtime import Runtime, exact_inference, resolve_device
 
 Triple = tuple[float, float, float]
 
@@ -120,7 +120,7 @@ class NetworkEncoder:
 
     def encode(self, batch: torch.Tensor) -> np.ndarray:
         """uint8 ``(n, 3, h, w)`` -> float32 ``(n, dim)``."""
-        with torch.inference_mode():
+        with exact_inference():
             pixels = batch.to(self._device, non_blocking=True).float().div_(255.0)
             pixels = pixels.sub_(self._mean).div_(self._std).to(self._dtype)
             vectors = self._forward(pixels).float()

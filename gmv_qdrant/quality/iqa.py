@@ -22,22 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from gmv_qdrant.checkpoints import first_line, load_state, quiet, state_hash, swapped
 from gmv_qdrant.errors import ImageError, ModelError
-from gmv_qdrant.runtime import Runtime, nearest, resolve_device
-from gmv_qdrant.weights import (
-    Progress,
-    UrlFile,
-    WeightFile,
-    first_line,
-    is_offline,
-    load_state,
-    quiet,
-    reach,
-    require,
-    state_hash,
-    swapped,
-    torch_cache,
-)
+from gmv_qdrant.runtime import Runtime, exact_inference, nearest, resolve_device
+from gmv_qdrant.weights import Progress, UrlFile, WeightFile, is_offline, reach, require, torch_cache
 
 if TYPE_CHECKING:
     import torch
@@ -145,13 +133,11 @@ class PyiqaMetric:
 
     def score(self, image: Image.Image) -> float:
         """RGB image -> quality in [0,1]. Raises `ImageError` for an image that the metric cannot take."""
-        import torch
-
         if self._name == "piqe" and not image.getbbox():
             return 0.0  # PIQE divides by the brightest pixel; other flat images get its worst score, 100
         pixels = _to_unit(image).to(self._device)
         try:
-            with torch.inference_mode(), _fixed_seed():
+            with exact_inference(), _fixed_seed():
                 score = float(self._network(pixels))
         except (RuntimeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
             raise ImageError(
