@@ -1,4 +1,4 @@
-"""Commands that write: ingest, value."""
+"""Commands that write: ingest, value, update, withdraw, check."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import run_options, with_workspace
-from gmv_qdrant.cli.render import note, print_json, print_rows, print_summary
+from gmv_qdrant.cli.options import run_options, warn_if_stale, with_workspace
+from gmv_qdrant.cli.render import note, print_json, print_summary
 
 
 def _show(summary: dict[str, Any], as_json: bool) -> None:
@@ -17,54 +17,126 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
         print_summary(summary)
 
 
+retry_option = click.option(
+    "--retry-quarantined", is_flag=True, help="Only what is in quarantine, as it was asked for then."
+)
+
+
+def _paths_or_retry(paths: tuple[str, ...], retry: bool) -> None:
+    if bool(paths) == retry:
+        raise click.UsageError("Give PATHS, or --retry-quarantined without any.")
+
+
 @click.command()
-@click.argument("paths", nargs=-1, required=True)
+@click.argument("paths", nargs=-1)
 @click.option("--owner", help="Owner of images whose metadata names none.")
 @click.option("--readmit", is_flag=True, help="Take in images again that were withdrawn.")
+@retry_option
 @run_options
 @with_workspace
-def ingest(workspace: Any, paths: tuple[str, ...], owner: str | None, readmit: bool, as_json: bool) -> None:
+def ingest(
+    workspace: Any,
+    paths: tuple[str, ...],
+    owner: str | None,
+    readmit: bool,
+    retry_quarantined: bool,
+    as_json: bool,
+) -> None:
     """Take in training images: folders, files, Parquet, tars, hf://NAME.
 
     A metadata.csv, .jsonl or .parquet beside the images gives file_name, owner, label, licence and any other
     attribute. What is known already is skipped; what can't be used is quarantined with its reason.
     """
-    _show(workspace.ingest(paths, owner=owner, readmit=readmit), as_json)
+    _paths_or_retry(paths, retry_quarantined)
+    _show(workspace.ingest(paths, owner=owner, readmit=readmit, retry_quarantined=retry_quarantined), as_json)
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True)
+@click.argument("paths", nargs=-1)
 @click.option(
     "--batch", default="default", show_default=True, help="A name for this set of generated images."
 )
+@retry_option
 @run_options
 @with_workspace
-def value(workspace: Any, paths: tuple[str, ...], batch: str, as_json: bool) -> None:
+def value(workspace: Any, paths: tuple[str, ...], batch: str, retry_quarantined: bool, as_json: bool) -> None:
     """Value generated images: find the training images that each one resembles most."""
-    _show(workspace.value(paths, batch=batch), as_json)
+    _paths_or_retry(paths, retry_quarantined)
+    _show(workspace.value(paths, batch=batch, retry_quarantined=retry_quarantined), as_json)
 
 
 @click.command()
-@click.option("--name", default="default", show_default=True, help="Name for 'credits --calibration NAME'.")
-@click.option("--probes", type=click.IntRange(min=2), default=500, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option(
-    "-k", type=click.IntRange(min=1), default=30, show_default=True, help="Contributors, for the figures."
-)
-@click.option("--no-contributor", is_flag=True, help="Also fit a mass of credit that goes to nobody.")
 @run_options
 @with_workspace
-def calibrate(workspace: Any, as_json: bool, **options: Any) -> None:
-    """Fit the temperature on probes: training images, transformed, whose parents are known."""
-    figures = workspace.calibrate(**options)
+def update(workspace: Any, as_json: bool) -> None:
+    """Make all credits exact again after the training set has changed.
+
+    Only generated images whose candidates can have changed are matched again.
+    """
+    _show(workspace.update(), as_json)
+
+
+@click.command()
+@click.option("--owner", help="All images of this owner.")
+@click.option("--uri", help="Images whose path matches; * and ? stand for any characters.")
+@click.option(
+    "--ids",
+    type=click.File(encoding="utf-8"),
+    help="A file (- is stdin) with an id, SHA-256 or path on each line.",
+)
+@click.option("--dry-run", is_flag=True, help="Only count what would go.")
+@run_options
+@with_workspace
+def withdraw(
+    workspace: Any, owner: str | None, uri: str | None, ids: Any, dry_run: bool, as_json: bool
+) -> None:
+    """Take training images out, and all that follows from them.
+
+    An image that other sources bring, too, stays, and its credit is theirs. What stays of one that goes is its
+    hash, so that it isn't taken in again by accident, the date and the reason. Then run update.
+    """
+    if (owner is not None) + (uri is not None) + (ids is not None) != 1:
+        raise click.UsageError("Give exactly one of --owner, --uri and --ids.")
+    names = [line.strip() for line in ids if line.strip()] if ids else []
+    if ids and not names:
+        raise click.UsageError("The file of --ids names no image.")
+    summary = workspace.withdraw(owner=owner, uri=uri, ids=names, dry_run=dry_run)
     if as_json:
-        print_json(figures)
-        return
-    rows = [{"": name.replace("_", " "), "paper (T = 1)": figures["before"][name], "calibrated": value}
-            for name, value in figures["after"].items()]  # fmt: skip
-    title = f"{figures['probes']} probes: temperature {figures['temperature']:.4g}"
-    print_rows(rows, list(rows[0]), title=title)
-    note(f"use it: gmv-qdrant credits --by owner --calibration {options['name']}")
+        print_json(summary)
+    elif dry_run:
+        note(
+            f"would withdraw {summary['sources']:,} sources and {summary['images']:,} images, and touch the evidence "
+            f"of {summary['affected']:,} generated images"
+        )
+    else:
+        print_summary(summary)
+    if summary.get("unknown_ids"):
+        note(f"{summary['unknown_ids']:,} of the ids are no training image: look for spelling mistakes")
+    if not dry_run:
+        warn_if_stale(workspace)
 
 
-COMMANDS = (ingest, value, calibrate)
+@click.command()
+@click.option("--read-images", is_flag=True, help="Also read every source image and compare its hash.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended, and say what was done.")
+@run_options
+@with_workspace
+@click.pass_context
+def check(ctx: click.Context, workspace: Any, read_images: bool, repair: bool, as_json: bool) -> None:
+    """Prove that ledger, store and feature files agree, and that the credits add up.
+
+    Exit code 1 when something is wrong (after --repair: when something is left that is wrong).
+    """
+    findings = workspace.check(read_images=read_images, repair=repair)
+    if as_json:
+        print_json([finding.as_dict() for finding in findings])
+    else:
+        for finding in findings:
+            note(str(finding))
+        if not findings:
+            note("nothing is wrong")
+    if any(not finding.mended for finding in findings):
+        ctx.exit(1)
+
+
+COMMANDS = (ingest, value, update, withdraw, check)

@@ -168,10 +168,21 @@ def counts(ledger: Ledger) -> dict[str, dict[str, Any]]:
     }
 
 
+def quarantined_requests(ledger: Ledger, verb: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    """What runs of ``verb`` were asked for, each with the inputs of it that are in quarantine; oldest first."""
+    rows = ledger.query(
+        """SELECT json_extract(settings, '$.request')::VARCHAR AS request, list(DISTINCT uri) AS uris
+        FROM quarantine JOIN runs USING (run_id) WHERE verb = $verb GROUP BY request ORDER BY min("at"), request""",
+        {"verb": verb},
+    ).to_pylist()
+    found = [(json.loads(row["request"] or "{}"), frozenset(row["uris"])) for row in rows]
+    return [(request, uris) for request, uris in found if request.get("paths")]
+
+
 def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
     """The latest runs, newest first."""
     rows = ledger.query(
-        """SELECT verb, status, started_at, date_diff('second', started_at, finished_at) AS seconds, epoch, counts
+        """SELECT verb, status, started_at, (timings->>'total')::DOUBLE AS seconds, epoch, counts
         FROM runs ORDER BY started_at DESC LIMIT $most""",
         {"most": most},
     )

@@ -46,6 +46,11 @@ class Run:
         self.unsettled = False
         """The run before didn't come to its end: what it left between its writes is still to be tidied up."""
         self._quarantined: dict[str, str] = {}
+        self._healed: list[str] = []
+
+    def heal(self, uris: list[str]) -> None:
+        """These inputs are fine, whatever quarantine says; written with the next batch."""
+        self._healed += uris
 
     def quarantine(self, uri: str, reason: str) -> None:
         """Keep an input that could not be used, with its reason; written with the next batch."""
@@ -62,7 +67,8 @@ class Run:
 
     def write_quarantine(self, con: Connection, healed: list[str]) -> None:
         """Write new quarantine rows, and take out the URIs that were used after all."""
-        gone = healed + list(self._quarantined)
+        gone = healed + self._healed + list(self._quarantined)
+        self._healed.clear()
         if gone:
             con.execute("DELETE FROM quarantine WHERE uri IN (SELECT unnest(?::VARCHAR[]))", [gone])
         if self._quarantined:

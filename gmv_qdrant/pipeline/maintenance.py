@@ -177,7 +177,7 @@ def _size(kind: VectorDistance, queries: np.ndarray, rows: np.ndarray) -> np.nda
         return np.ones(len(queries))
     longest = float(np.linalg.norm(rows, axis=1).max(initial=0))
     norms = np.linalg.norm(queries, axis=1).astype(np.float64)
-    return norms * longest if kind == "dot" else norms + longest
+    return np.asarray(norms * longest if kind == "dot" else norms + longest)
 
 
 def recall_distances(kind: VectorDistance, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:

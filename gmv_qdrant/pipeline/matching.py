@@ -6,7 +6,7 @@ ids break ties, so the order doesn't depend on when an image was ingested.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,28 @@ class Matches:
     radius: float
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Distances that the ledger has for a generated image, in order of their training keys.
+
+    keys: int32 ``(n,)``, ascending. distances: float64 ``(n,)``. views: int8 ``(n,)``.
+    """
+
+    keys: np.ndarray
+    distances: np.ndarray
+    views: np.ndarray
+
+    def places(self, keys: np.ndarray) -> np.ndarray:
+        """Where each of ``keys`` stands here; -1 where it doesn't."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
+
+
+NOTHING_KNOWN = Known(np.empty(0, np.int32), np.empty(0), np.empty(0, np.int8))
+
+
 class Matcher:
     """Finds the evidence of generated images whose vectors are known."""
 
@@ -48,29 +70,70 @@ class Matcher:
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
         self.params = default_params(settings.quantization, settings.candidates)
 
-    def match(self, recall: np.ndarray, rerank: np.ndarray) -> list[Matches]:
-        """Evidence of m images: ``recall`` and ``rerank`` are float32 ``(m, views, dim)``."""
+    def match(
+        self, recall: np.ndarray, rerank: np.ndarray, known: Sequence[Known] | None = None
+    ) -> list[Matches]:
+        """Evidence of m images: ``recall`` and ``rerank`` are float32 ``(m, views, dim)``.
+
+        known: distances that the ledger has for each of them; only the others are computed.
+        """
         wanted = self.context.settings.candidates
         m, views, dim = recall.shape
+        known = known or [NOTHING_KNOWN] * m
         with self.run.timed("recall"):
             hits = self.context.store.search(recall.reshape(m * views, dim), wanted, self.params)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
-            known = self.vectors.look_up({str(point) for hit in hits for point in hit.ids})
-            evidence = []
-            for image, of_views in enumerate(by_image):
-                points = sorted({str(point) for hit in of_views for point in hit.ids} & known.keys())
-                evidence.append(self._rank(points, rerank[image], wanted, _radius(of_views, wanted)))
-        return evidence
+            points = [sorted({str(point) for hit in of_views for point in hit.ids}) for of_views in by_image]
+            keys = self.vectors.keys({point for mine in points for point in mine})
+            drafts = [
+                _draft([point for point in mine if point in keys], keys, one)
+                for mine, one in zip(points, known, strict=True)
+            ]
+            there = self.vectors.look_up({point for draft in drafts for point in draft.missing()})
+            return [
+                self._rank(draft, there, rerank[image], wanted, _radius(by_image[image], wanted))
+                for image, draft in enumerate(drafts)
+            ]
 
-    def _rank(self, points: Sequence[str], queries: np.ndarray, wanted: int, radius: float) -> Matches:
-        """Order candidates, given in order of their ids, by their smallest distance over the views."""
-        keys, rows = self.vectors.gather(points)
-        metric = self.context.distance.metric
-        by_view = np.stack([distances(metric, query, rows) for query in queries])
-        nearest = by_view.min(axis=0)
-        order = np.argsort(nearest, kind="stable")[:wanted]
-        return Matches(keys[order], nearest[order], by_view.argmin(axis=0)[order].astype(np.int8), radius)
+    def _rank(
+        self, draft: _Draft, there: Container[str], queries: np.ndarray, wanted: int, radius: float
+    ) -> Matches:
+        """Order candidates by their smallest distance over the views; those without a vector are left out."""
+        fresh = np.array([i for i in np.flatnonzero(draft.open) if draft.points[i] in there], dtype=np.intp)
+        if len(fresh):
+            _, rows = self.vectors.gather([draft.points[i] for i in fresh])
+            metric = self.context.rerank_shape.metric
+            by_view = np.stack([distances(metric, query, rows) for query in queries])
+            draft.distances[fresh] = by_view.min(axis=0)
+            draft.views[fresh] = by_view.argmin(axis=0)
+            draft.open[fresh] = False
+        settled = np.flatnonzero(~draft.open)
+        order = settled[np.argsort(draft.distances[settled], kind="stable")[:wanted]]
+        return Matches(draft.keys[order], draft.distances[order], draft.views[order], radius)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Candidates of one image in order of their ids, and those of their distances that are known."""
+
+    points: list[str]
+    keys: np.ndarray
+    distances: np.ndarray
+    views: np.ndarray
+    open: np.ndarray
+
+    def missing(self) -> Iterator[str]:
+        return (self.points[i] for i in np.flatnonzero(self.open))
+
+
+def _draft(points: list[str], keys: Mapping[str, int], known: Known) -> _Draft:
+    mine = np.array([keys[point] for point in points], dtype=np.int32)
+    places = known.places(mine)
+    found = places >= 0
+    values, views = np.zeros(len(mine)), np.zeros(len(mine), dtype=np.int8)
+    values[found], views[found] = known.distances[places[found]], known.views[places[found]]
+    return _Draft(points, mine, values, views, ~found)
 
 
 def _radius(hits: Sequence[Hits], wanted: int) -> float:

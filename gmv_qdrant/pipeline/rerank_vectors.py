@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gmv_qdrant.encoders import RecallDistance
+from gmv_qdrant.encoders import is_no_rerank
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.records import content_hash
@@ -47,6 +47,15 @@ class RerankVectors:
         self.space = context.space("training/rerank")
         self._known: dict[str, _Known] = {}
         self._remembered: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def keys(self, points: Iterable[str]) -> dict[str, int]:
+        """Training keys of those of ``points`` that are training images; no vector is touched."""
+        rows = self.context.ledger.query(
+            """SELECT point_id, training_key FROM training JOIN points USING (point_id)
+            WHERE epoch_withdrawn IS NULL""",
+            points=pa.table({"point_id": pa.array(list(points), pa.string())}),
+        )
+        return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
 
     def look_up(self, points: Iterable[str]) -> dict[str, _Known]:
         """Those of ``points`` that are training images, their vectors made available.
@@ -96,7 +105,7 @@ class RerankVectors:
         """Vectors from the source images: kept in the feature file, or remembered when too large for it."""
         with self.run.timed("missing re-rank vectors"):
             by_key = {known.key: known for known in missing}
-            shared = isinstance(self.context.distance, RecallDistance)
+            shared = is_no_rerank(self.context.settings.distance)
             found = list((self._from_store if shared else self._from_sources)(list(by_key)))
             self.run.counts["computed"] += len(found)
             if not found:

@@ -20,7 +20,7 @@ from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features
 from gmv_qdrant.pipeline.loading import Embedder, Loaded, load
-from gmv_qdrant.pipeline.matching import Matcher, Matches, evidence_columns, require_training_images
+from gmv_qdrant.pipeline.matching import Known, Matcher, Matches, evidence_columns, require_training_images
 from gmv_qdrant.pipeline.streams import chunked
 
 CONSERVATION = 1e-9
@@ -60,10 +60,17 @@ def check_conservation(context: Context, run: Run) -> None:
 
 
 @dataclass(slots=True)
-class _Known:
+class _Valued:
     key: int
     hash: str
-    epoch_valued: int
+    epoch: int
+    label: str | None
+    attributes: str
+
+    def same(self, item: Loaded, epoch: int) -> bool:
+        """Whether nothing is to be done: neither the image, its metadata nor the training set has changed."""
+        facts = (item.hash, epoch, item.record.label, json.dumps(item.record.attributes))
+        return (self.hash, self.epoch, self.label, self.attributes) == facts
 
 
 @dataclass(slots=True)
@@ -89,13 +96,15 @@ class Valuation:
 
     def take(self, records: Sequence[Record], batch: str) -> None:
         """One chunk: all of it durable when this returns."""
-        loaded = list(load(self.context, self.run, records))
+        once = {record.uri: record for record in records}  # a path may have been given twice
+        loaded = list(load(self.context, self.run, list(once.values())))
         known = self._known([item.record.uri for item in loaded], batch)
         todo = []
         for item in loaded:
             seen = known.get(item.record.uri)
-            if seen and seen.hash == item.hash and seen.epoch_valued == self.run.epoch:
+            if seen and seen.same(item, self.run.epoch):
                 self.run.counts["unchanged"] += 1
+                self.run.heal([item.record.uri])
             else:
                 todo.append(item)
         vectors = self._vectors({item.hash: item for item in todo})
@@ -169,8 +178,11 @@ class Valuation:
             mine.locations[row["space"]] = row["location"]
         return found
 
-    def match(self, spaces: dict[str, np.ndarray]) -> list[Matches]:
-        """Evidence of images whose vectors stand at these int64 ``(m, 2)`` locations of each feature space."""
+    def match(self, spaces: dict[str, np.ndarray], known: Sequence[Known] | None = None) -> list[Matches]:
+        """Evidence of images whose vectors stand at these int64 ``(m, 2)`` locations of each feature space.
+
+        known: distances that the ledger has for each of them.
+        """
         count = len(next(iter(spaces.values())))
         evidence: list[Matches] = []
         for start in range(0, count, self.matcher.group):
@@ -184,24 +196,25 @@ class Valuation:
                 )
                 for kind in ("recall", "rerank")
             )
-            evidence += self.matcher.match(recall, rerank)
+            some = known[start : start + self.matcher.group] if known else None
+            evidence += self.matcher.match(recall, rerank, some)
         return evidence
 
-    def _key(self, known: _Known | None) -> int:
+    def _key(self, known: _Valued | None) -> int:
         if known:
             return known.key
         self.next_key += 1
         return self.next_key - 1
 
-    def _known(self, uris: list[str], batch: str) -> dict[str, _Known]:
+    def _known(self, uris: list[str], batch: str) -> dict[str, _Valued]:
         rows = self.context.ledger.query(
-            """SELECT uri, generated_key, content_hash, epoch_valued
+            """SELECT uri, generated_key, content_hash, epoch_valued, label, attributes
             FROM generated JOIN uris USING (uri) WHERE batch = $batch""",
             {"batch": batch},
             uris=pa.table({"uri": pa.array(sorted(set(uris)), pa.string())}),
         )
         return {
-            row["uri"]: _Known(row["generated_key"], row["content_hash"], row["epoch_valued"])
+            row["uri"]: _Valued(*(value for name, value in row.items() if name != "uri"))
             for row in rows.to_pylist()
         }
 

@@ -1,0 +1,127 @@
+"""What a killed or failed run leaves between its writes, and how the next run tidies it up.
+
+The ledger is written last, or first when something is taken out; so whatever the ledger doesn't name, goes.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.ingest import insert_features
+from gmv_qdrant.store.base import parse_point_id
+
+
+def compact(context: Context, run: Run) -> None:
+    """Rewrite every feature space that holds rows which the ledger doesn't name, and drop shards that it never did."""
+    for space in ("training/rerank", *context.generated_spaces):
+        rows = context.ledger.query(
+            "SELECT key, shard, row FROM features WHERE space = $s ORDER BY shard, row", {"s": space}
+        )
+        named = np.stack([rows["shard"].to_numpy(), rows["row"].to_numpy()], axis=1).astype(np.int64)
+        files = context.space(space)
+        before = files.shards()
+        distinct, inverse = (
+            np.unique(named, axis=0, return_inverse=True) if len(named) else (named, named[:, 0])
+        )
+        wasteful = [
+            s for s in np.unique(distinct[:, 0]).tolist() if files.rows(s) != int((distinct[:, 0] == s).sum())
+        ]
+        if wasteful:
+            moved = np.isin(named[:, 0], wasteful)
+            target = np.isin(distinct[:, 0], wasteful)
+            fresh = distinct.copy()
+            fresh[target] = files.compact(distinct[target])
+            keys = rows["key"].to_numpy()[moved].tolist()
+            with context.ledger.write() as con:
+                con.execute(
+                    "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))",
+                    [space, keys],
+                )
+                insert_features(con, space, keys, fresh[inverse.reshape(-1)[moved]])
+            distinct = fresh
+            run.counts["shards_rewritten"] += len(wasteful)
+        in_use = set(distinct[:, 0].tolist())
+        files.drop([shard for shard in before if shard not in in_use])
+
+
+def tidy_points(context: Context, run: Run) -> None:
+    """Delete points that the ledger doesn't name; where a point names a source that left, name one that stays."""
+    strangers, renamed = strange_points(context)
+    context.store.delete([parse_point_id(point) for point in strangers])
+    points = {str(point.id): point for point in context.store.retrieve(
+        [parse_point_id(point) for point in renamed], with_vectors=True
+    )}  # fmt: skip
+    whole = [point for point in points.values() if point.vector is not None]
+    if whole:
+        context.store.upsert(
+            [point.id for point in whole],
+            np.stack([point.vector for point in whole if point.vector is not None]),
+            [{**point.payload, "uri": renamed[str(point.id)]} for point in whole],
+        )
+    context.store.flush()
+    run.counts["points_removed"] += len(strangers)
+
+
+def strange_points(context: Context) -> tuple[list[str], dict[str, str]]:
+    """Points that are no training images of the ledger; and, of points that name no source of theirs, one that is."""
+    strangers: list[str] = []
+    renamed: dict[str, str] = {}
+    for page in context.store.scroll():
+        rows = context.ledger.query(
+            """
+            SELECT p.point_id, t.training_key IS NULL AS strange, min(s.uri) AS uri,
+                   coalesce(bool_or(s.uri = p.uri), false) AS right
+            FROM page p LEFT JOIN training t ON t.point_id = p.point_id AND t.epoch_withdrawn IS NULL
+            LEFT JOIN sources s ON s.training_key = t.training_key GROUP BY p.point_id, t.training_key
+            """,
+            page=pa.table(
+                {
+                    "point_id": pa.array([str(point.id) for point in page], pa.string()),
+                    "uri": pa.array([point.payload.get("uri") for point in page], pa.string()),
+                }
+            ),
+        ).to_pylist()
+        strangers += [row["point_id"] for row in rows if row["strange"]]
+        renamed.update({row["point_id"]: row["uri"] for row in rows if row["uri"] and not row["right"]})
+    return strangers, renamed
+
+
+def erase(context: Context, run: Run) -> None:
+    """Leave nothing of withdrawn images on disk: points and their log, feature rows, thumbnails, freed ledger blocks.
+
+    Done over from the start after a crash: what the ledger doesn't name, goes.
+    """
+    with run.timed("store"):
+        if context.owns_collection:
+            tidy_points(context, run)
+            context.store.purge()
+    with run.timed("feature files"):
+        compact(context, run)
+        if (context.root / "thumbnails").exists():
+            shutil.rmtree(context.root / "thumbnails")  # a cache; whoever looks fills it again
+    with run.timed("ledger"):
+        context.ledger.rewrite()
+        with context.ledger.write() as con:
+            context.ledger.set_meta(con, erasing=False)
+
+
+def recover(context: Context, run: Run) -> None:
+    """Finish what the run before left between its writes, if it didn't come to its end."""
+    if not run.unsettled:
+        return
+    with run.timed("recover"):
+        if context.ledger.meta().get("erasing") == "true":
+            erase(context, run)
+        else:
+            if context.owns_collection:
+                tidy_points(context, run)
+            compact(context, run)
+        with context.ledger.write() as con:
+            con.execute(
+                "UPDATE runs SET status = 'killed' WHERE status = 'running' AND run_id <> ?", [run.run_id]
+            )
