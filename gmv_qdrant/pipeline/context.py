@@ -167,14 +167,14 @@ class Context:
         kept = meta.get("fingerprint")
         probe = self._probe_vector()
         if kept is None:
+            facts = {
+                "fingerprint": mine,
+                "recall_shape": dataclasses.asdict(self.recall_shape),
+                "rerank_shape": dataclasses.asdict(self.rerank_shape),
+                "probe": [round(float(x), 6) for x in probe],
+            }
             with self.ledger.write() as con:
-                self.ledger.set_meta(
-                    con,
-                    fingerprint=mine,
-                    recall_shape=dataclasses.asdict(self.recall_shape),
-                    rerank_shape=dataclasses.asdict(self.rerank_shape),
-                    probe=[round(float(x), 6) for x in probe],
-                )
+                self.ledger.set_meta(con, **facts)
             return
         theirs = json.loads(kept)
         for name, value in mine.items():
