@@ -86,7 +86,7 @@ class Embedder:
 
     def _prepare(self, loaded: Loaded) -> _Prepared | tuple[str, str]:
         try:
-            image = decode(loaded.data, uri=loaded.record.uri)
+            image = decode(loaded.data)
         except ImageError as error:
             return loaded.record.uri, str(error)
         seen = [view(image) for view in self.views]
