@@ -147,7 +147,7 @@ class Pages:
         values |= {
             "url": url,
             "here": request.url.path,
-            "choices": choices,
+            "choices": {name: choices.get(name, "") for name in CHOICES},
             "kept": {name: value for name, value in request.query_params.items() if name not in (*CHOICES, "page")},
             "workspace": self.root.name,
             "picture": picture,
