@@ -1,7 +1,7 @@
 """What the report and the pages show: one moment of the ledger, summed up, and then asked without any lock.
 
 `Snapshot.take` reads the ledger in one short connection. It keeps a row of numbers for each image (no names, no
-pictures), so that sorting, paging and plotting never touch the ledger again; `names` fetches what the rows shown are called.
+pictures), so that sorting, paging and plotting never touch the ledger again; names are fetched for the rows shown.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ _TABLES = {
         FROM credits('owner', {arguments}) c
         LEFT JOIN credit_intervals('owner', level := {level}, {arguments}) i ON i.name IS NOT DISTINCT FROM c.name""",
     "quarantine": """SELECT uri, reason, "at"::VARCHAR AS noted FROM quarantine ORDER BY "at" DESC, uri LIMIT {most}""",
-    "reasons": "SELECT reason, count(*) AS images FROM quarantine GROUP BY reason ORDER BY images DESC, reason LIMIT {most}",
     "batches": "SELECT batch, count(*) AS images FROM generated GROUP BY batch ORDER BY batch LIMIT {most}",
     "runs": """
         SELECT run_id, verb, status, strftime(started_at AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S') AS started,
@@ -100,9 +99,12 @@ class Snapshot:
         self.meta: dict[str, str] = {row["key"]: row["value"] for row in self.ask("FROM meta")}
         self.batches = self.ask("FROM batches")
         self.quarantine = self.ask("FROM quarantine")
-        self.reasons = self.ask("FROM reasons")
         self.runs = [
-            {**row, "counts": json.loads(row["counts"] or "{}"), "versions": json.loads(row["versions"] or "{}")}
+            {
+                **row,
+                "counts": json.loads(row["counts"] or "{}"),
+                "versions": json.loads(row["versions"] or "{}"),
+            }
             for row in self.ask("FROM runs")
         ]
         self.sums = self._sums()
@@ -122,7 +124,7 @@ class Snapshot:
         with self._lock:
             cursor = self._memory.cursor()
         try:
-            return _arrow(cursor, sql, parameters).to_pylist()
+            return _rows(cursor, sql, parameters)
         finally:
             cursor.close()
 
@@ -155,13 +157,15 @@ class Snapshot:
             if keys is not None:
                 cursor.register("kept_keys", keys)
                 kept = f" SEMI JOIN kept_keys USING ({keys.column_names[0]})"
-            return _arrow(
+            return _rows(
                 cursor, f"FROM {table}{kept} ORDER BY {order} LIMIT {int(count)} OFFSET {int(offset)}"
-            ).to_pylist()
+            )
         finally:
             cursor.close()
 
-    def owners(self, sort: str = "value", matching: str = "", offset: int = 0, count: int = MOST_LISTED) -> list[Row]:
+    def owners(
+        self, sort: str = "value", matching: str = "", offset: int = 0, count: int = MOST_LISTED
+    ) -> list[Row]:
         """Owners with credit, share and interval; ``found`` is how many match ``matching`` (part of the name)."""
         return self.ask(
             f"""SELECT *, count(*) OVER () AS found FROM owners
@@ -183,7 +187,9 @@ class Snapshot:
                    count(*) AS images FROM placed, span GROUP BY ALL ORDER BY low"""
         )
 
-    def bins(self, column: str, bins: int = 30, low: float | None = None, high: float | None = None) -> list[Row]:
+    def bins(
+        self, column: str, bins: int = 30, low: float | None = None, high: float | None = None
+    ) -> list[Row]:
         """Histogram of a column of the generated images: low, high, images."""
         ends = [repr(float(end)) if end is not None else None for end in (low, high)]
         return self.ask(
@@ -211,7 +217,8 @@ class Snapshot:
         return self.ask(
             """SELECT s.share AS top, greatest(1, round(s.share * n.images))::BIGINT AS images,
                    sum(value) FILTER (place <= greatest(1, round(s.share * n.images))) / nullif(sum(value), 0) AS held
-            FROM training_values, (SELECT unnest($1::DOUBLE[]) AS share) s, (SELECT count(*) AS images FROM training_values) n
+            FROM training_values, (SELECT unnest($1::DOUBLE[]) AS share) s,
+                 (SELECT count(*) AS images FROM training_values) n
             GROUP BY ALL ORDER BY top""",
             [list(shares)],
         )
@@ -249,7 +256,8 @@ def training_names(ledger: Ledger, keys: Sequence[int]) -> dict[int, Row]:
                string_agg(DISTINCT s.owner, ', ' ORDER BY s.owner) AS owner, any_value(t.label) AS label,
                string_agg(DISTINCT s.licence, ', ' ORDER BY s.licence) AS licence, any_value(t.width) AS width,
                any_value(t.height) AS height, any_value(t.attributes)::VARCHAR AS attributes
-        FROM training t JOIN wanted_keys w ON t.training_key = w.key LEFT JOIN sources s ON s.training_key = t.training_key
+        FROM training t JOIN wanted_keys w ON t.training_key = w.key
+        LEFT JOIN sources s ON s.training_key = t.training_key
         WHERE t.epoch_withdrawn IS NULL GROUP BY t.training_key""",
     )
     return {row["key"]: row for row in rows}
@@ -267,7 +275,9 @@ def generated_names(ledger: Ledger, keys: Sequence[int]) -> dict[int, Row]:
     return {row["key"]: row for row in rows}
 
 
-def contributors(ledger: Ledger, keys: Sequence[int], function: ValueFunction, most: int) -> dict[int, list[Row]]:
+def contributors(
+    ledger: Ledger, keys: Sequence[int], function: ValueFunction, most: int
+) -> dict[int, list[Row]]:
     """The first ``most`` contributors of each of these generated images, nearest first."""
     found: dict[int, list[Row]] = {key: [] for key in keys}
     if keys:
@@ -319,10 +329,17 @@ def generated_keys(ledger: Ledger, named: str) -> pa.Table:
 
 
 def _with_keys(ledger: Ledger, keys: Sequence[int], sql: str) -> list[Row]:
+    """Keys go in as a parameter: registering a table fails when other threads open the file at that moment."""
     with ledger.read(locked=True) as con:
-        con.register("wanted_keys", pa.table({"key": pa.array(list(keys), pa.int32())}))
-        return _arrow(con, sql).to_pylist()
+        return _arrow(
+            con, f"WITH wanted_keys AS (SELECT unnest($1::INTEGER[]) AS key) {sql}", [list(keys)]
+        ).to_pylist()
 
 
 def _arrow(con: Connection, sql: str, parameters: Any = ()) -> pa.Table:
     return con.sql(sql, params=parameters or None).to_arrow_table()
+
+
+def _rows(con: Connection, sql: str, parameters: Any = ()) -> list[Row]:
+    rows: list[Row] = _arrow(con, sql, parameters).to_pylist()
+    return rows

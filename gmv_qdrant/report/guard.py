@@ -1,7 +1,7 @@
 """Who may ask the local pages: this computer, or whoever holds the token; never another site's page.
 
-A pure ASGI layer around the application: Host header (DNS rebinding), Sec-Fetch-Site (other sites' pages), token (when bound
-wider than loopback), size of what is sent, and the headers that keep a browser from running anything but our one script.
+A pure ASGI layer around the application: Host header (DNS rebinding), Sec-Fetch-Site (other sites' pages), token (when
+bound wider than loopback), size of what is sent, and headers that keep a browser from running any but our one script.
 """
 
 from __future__ import annotations
@@ -80,12 +80,15 @@ class Guard:
         given = dict(query).get("token")
         if given is not None and self._is_token(given):
             rest = urlencode([(name, value) for name, value in query if name != "token"])
-            response = RedirectResponse("/" if scope["path"].startswith("//") else scope["path"] + ("?" + rest if rest else ""), 303)
+            path = "/" + scope["path"].lstrip("/")  # "//elsewhere" would lead to another site
+            response = RedirectResponse(path + ("?" + rest if rest else ""), 303)
             response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", path="/")
             return response
         if self._is_token(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")):
             return None
-        return PlainTextResponse("Open the address that the server printed when it started: it has the token.", 401)
+        return PlainTextResponse(
+            "Open the address that the server printed when it started: it has the token.", 401
+        )
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), (self.token or "").encode())

@@ -91,7 +91,9 @@ class _StoreForNow:
                 "finished (the other pages go on meanwhile)"
             ) from None
         except OSError as error:
-            raise StoreError(f"this workspace can't be written to, so its store can't be opened: {error.strerror}") from error
+            raise StoreError(
+                f"this workspace can't be written to, so its store can't be opened: {error.strerror}"
+            ) from error
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -102,7 +104,9 @@ class _StoreForNow:
             self.lock.release()
 
 
-def _valued(matches: Matches, quality: float | None, function: ValueFunction) -> tuple[list[Row], float | None]:
+def _valued(
+    matches: Matches, quality: float | None, function: ValueFunction
+) -> tuple[list[Row], float | None]:
     """Eq. 6 by the very macros of the ledger, in a ledger of one image that is never written."""
     here = files("gmv_qdrant.ledger")
     with duckdb.connect(":memory:") as con:

@@ -71,7 +71,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"number": number, "percent": percent, "name": name}
-    env.globals |= {"statement": STATEMENT, "level": INTERVAL, "most_listed": MOST_LISTED, "version": version("gmv-qdrant")}
+    env.globals |= {"statement": STATEMENT, "level": INTERVAL, "most_listed": MOST_LISTED}
+    env.globals["version"] = version("gmv-qdrant")
     return env
 
 
@@ -102,19 +103,23 @@ def write_report(
         found: Picture = thumbnails.get(image)
         return Shown(found.data_uri if found.jpeg else "", found.reason)
 
-    html = environment().get_template("report.html").render(
-        picture=picture,
-        address_of=lambda kind, image: None,
-        title=title or root.name,
-        made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        **summary(snapshot),
-        **distribution(snapshot),
-        **owners_table(snapshot),
-        valuable=most_valued(ledger, snapshot),
-        groups=match_groups(ledger, snapshot),
-        function_facts=function_facts(function),
-        settings_facts=settings_facts(settings, snapshot),
-        version_facts=version_facts(snapshot),
+    html = (
+        environment()
+        .get_template("report.html")
+        .render(
+            picture=picture,
+            address_of=lambda kind, image: None,
+            title=title or root.name,
+            made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+            **summary(snapshot),
+            **distribution(snapshot),
+            **owners_table(snapshot),
+            valuable=most_valued(ledger, snapshot),
+            groups=match_groups(ledger, snapshot),
+            function_facts=function_facts(function),
+            settings_facts=settings_facts(settings, snapshot),
+            version_facts=version_facts(snapshot),
+        )
     )
     return write_whole(target, html.encode("utf-8", "backslashreplace"), "the report")
 
@@ -214,20 +219,28 @@ def with_contributors(ledger: Ledger, rows: Sequence[Row], function: ValueFuncti
     keys = [row["generated_key"] for row in rows]
     matches = contributors(ledger, keys, function, most)
     names = generated_names(ledger, keys)
-    training = training_names(ledger, sorted({m["training_key"] for found in matches.values() for m in found}))
+    training = training_names(
+        ledger, sorted({m["training_key"] for found in matches.values() for m in found})
+    )
     return [
         {
             **row,
             "image": names[row["generated_key"]],
             "contributors": [
-                {**m, "share": m["contribution"] / m["quality"] if m["quality"] else None, "image": training[m["training_key"]]}
-                for m in matches[row["generated_key"]]
-                if m["training_key"] in training
+                shown_match(match, training[match["training_key"]])
+                for match in matches[row["generated_key"]]
+                if match["training_key"] in training
             ],
         }
         for row in rows
         if row["generated_key"] in names
     ]
+
+
+def shown_match(match: Row, image: Row) -> Row:
+    """A contributor with its image, and its share of what the generated image gives."""
+    share = match["contribution"] / match["quality"] if match["quality"] else None
+    return {**match, "share": share, "image": image}
 
 
 def most_valued(ledger: Ledger, snapshot: Snapshot) -> list[Row]:
@@ -236,21 +249,46 @@ def most_valued(ledger: Ledger, snapshot: Snapshot) -> list[Row]:
     return [{**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names]
 
 
+_BY_DISTANCE = (
+    (
+        "best-matched",
+        "distance",
+        "Best matched",
+        "The generated images whose nearest training image is nearest, with their contributors: distance d, "
+        "contribution, and its share of the generated image's credit.",
+    ),
+    (
+        "worst-matched",
+        "distance-down",
+        "Worst matched",
+        "The generated images that are farthest from every training image. Their credit is shared out all the same, "
+        "so a large distance asks for care.",
+    ),
+)
+_BY_QUALITY = (
+    (
+        "best-quality",
+        "quality",
+        "Highest quality",
+        "What the contributors of these images receive is scaled by a quality near the top.",
+    ),
+    (
+        "worst-quality",
+        "quality-up",
+        "Lowest quality",
+        "Images that resemble nothing still have nearest neighbours; a low quality keeps the credit that these "
+        "receive small.",
+    ),
+)
+"""Id, order, title and text of the groups of generated images, in pairs of best and worst."""
+
+
 def match_groups(ledger: Ledger, snapshot: Snapshot) -> list[dict[str, Any]]:
     """Best and worst, by distance (the paper's Figs. 4 and 6) and by quality (Fig. 3); no image twice in a pair."""
-    wanted = [
-        ("best-matched", "distance", "Best matched", "The generated images whose nearest training image is nearest, with their contributors: "
-         "distance d, contribution, and its share of the generated image's credit."),
-        ("worst-matched", "distance-down", "Worst matched", "The generated images that are farthest from every training image. Their credit is shared out "
-         "all the same, so a large distance asks for care."),
-    ]  # fmt: skip
+    wanted = list(_BY_DISTANCE)
     few = max(1, MATCHED // 3)
     if snapshot.sums["quality"] is not None:
-        wanted += [
-            ("best-quality", "quality", "Highest quality", "What the contributors of these images receive is scaled by a quality near the top."),
-            ("worst-quality", "quality-up", "Lowest quality", "Images that don't resemble anything still have nearest neighbours; a low quality keeps the credit "
-             "that these receive small."),
-        ]  # fmt: skip
+        wanted += _BY_QUALITY
     pages: list[tuple[tuple[str, str, str, str], list[Row]]] = []
     valued = snapshot.sums["valued"]
     for index, group in enumerate(wanted):
@@ -274,15 +312,21 @@ def match_groups(ledger: Ledger, snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def function_facts(function: ValueFunction) -> list[tuple[str, Any]]:
+    paper = " (the paper)"
+    temperature = f"{function.temperature:g}" + (paper if function.temperature == 1 else "")
+    nobody = "none (the paper)" if function.no_contributor is None else f"{function.no_contributor:g}"
     return [
-        ("contributors of a generated image, k", function.k if function.k is not None else "all candidates"),
-        ("temperature T in exp(−d/T)", f"{function.temperature:g}" + (" (the paper)" if function.temperature == 1 else "")),
+        ("contributors of a generated image, k", "all candidates" if function.k is None else function.k),
+        ("temperature T in exp(−d/T)", temperature),
         ("weighed by quality", "yes" if function.calibrated else "no"),
-        ("generated images", f"batch {function.batch}" if function.batch is not None else "all batches"),
-        ("distance of “no contributor”", f"{function.no_contributor:g}" if function.no_contributor is not None else "none (the paper)"),
-        ("contribution (Eq. 6)", "V(i,j) = q(j) · exp(−d(i,j)/T) / Σ exp(−d(i′,j)/T), over the k nearest training images of j"),
+        ("generated images", "all batches" if function.batch is None else f"batch {function.batch}"),
+        ("distance of “no contributor”", nobody),
+        (
+            "contribution (Eq. 6)",
+            "V(i,j) = q(j) · exp(−d(i,j)/T) / Σ exp(−d(i′,j)/T), over the k nearest training images of j",
+        ),
         ("value (Eq. 5)", "φ(i) = Σ V(i,j), over the generated images j"),
-    ]  # fmt: skip
+    ]
 
 
 def settings_facts(settings: Mapping[str, Any], snapshot: Snapshot) -> list[tuple[str, Any]]:
@@ -305,6 +349,11 @@ def version_facts(snapshot: Snapshot) -> list[tuple[str, Any]]:
     latest = snapshot.runs[0]["versions"] if snapshot.runs else {}
     mine = versions()
     return [
-        (package, found if found == mine.get(package) else f"{found} (report: {mine.get(package, 'not installed')})")
+        (
+            package,
+            found
+            if found == mine.get(package)
+            else f"{found} (report: {mine.get(package, 'not installed')})",
+        )
         for package, found in (latest or mine).items()
     ]

@@ -1,4 +1,4 @@
-"""Plots as geometry: numbers in, marks in a view box out; `templates/plot.svg` draws them, the style sheet colours them.
+"""Plots as geometry: numbers in, marks in a view box out; `templates/plot.svg` draws them, the style sheet colours.
 
 Every plot has a title and a sentence that says what it shows, for those who hear the page. Marks are bounded by
 the bins and points that `facts` gives, whatever the number of images.
@@ -13,7 +13,7 @@ from typing import Any
 
 WIDTH = 640
 HEIGHT = 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 26, 12, 46
 
 
 @dataclass(frozen=True, slots=True)

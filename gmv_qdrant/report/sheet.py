@@ -31,7 +31,8 @@ class _Cell:
 def write_sheet(root: Path, ledger: Ledger, image: str, function: ValueFunction, target: Path) -> Path:
     """Write the sheet of an image named by URI, file name or id: the first 30 of its contributors or beneficiaries.
 
-    Raises `LedgerError` when no image, or more than one, goes by that name; `SettingsError` when the file can't be written.
+    Raises `LedgerError` when no image, or more than one, goes by that name, and `SettingsError` when the file
+    can't be written.
     """
     kind, key = answers.find(ledger, image)
     thumbnails = Thumbnails(root)
@@ -81,7 +82,9 @@ def _draw(title: str, first: _Cell, cells: Sequence[_Cell]) -> Image.Image:
     if not cells:
         draw.text((line + GAP, top), "none", SOFT, ImageFont.load_default(14))
     statement = STATEMENT.partition(":")[0] + "."
-    draw.text((GAP, height - 30), _fit(draw, statement, 13, width - 2 * GAP), SOFT, ImageFont.load_default(13))
+    draw.text(
+        (GAP, height - 30), _fit(draw, statement, 13, width - 2 * GAP), SOFT, ImageFont.load_default(13)
+    )
     return sheet
 
 
@@ -98,7 +101,9 @@ def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: _Cell, x: int, y:
         sheet.paste(shown, (x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2))
     for index, line in enumerate(cell.lines):
         colour = INK if index == 0 else SOFT
-        draw.text((x, y + CELL + 5 + 18 * index), _fit(draw, line, 13, CELL), colour, ImageFont.load_default(13))
+        draw.text(
+            (x, y + CELL + 5 + 18 * index), _fit(draw, line, 13, CELL), colour, ImageFont.load_default(13)
+        )
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
@@ -113,7 +118,8 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    lines, rest = [], " ".join(text.split())
+    lines: list[str] = []
+    rest = " ".join(text.split())
     while rest and len(lines) < 9:
         cut = len(_fit(draw, rest, size, width).removesuffix("…"))
         at = rest.rfind(" ", 0, cut + 1) if cut < len(rest) else cut

@@ -138,7 +138,9 @@ class Pages:
         choices = self._choices(request)
 
         def url(path: str, **changes: Any) -> str:
-            wanted = {name: str(value) for name, value in {**choices, **changes}.items() if value not in (None, "")}
+            wanted = {
+                name: str(value) for name, value in {**choices, **changes}.items() if value not in (None, "")
+            }
             return path + ("?" + urlencode(wanted) if wanted else "")
 
         def picture(kind: str, image: Row, size: int = SMALL) -> page.Shown:
@@ -148,7 +150,9 @@ class Pages:
             "url": url,
             "here": request.url.path,
             "choices": {name: choices.get(name, "") for name in CHOICES},
-            "kept": {name: value for name, value in request.query_params.items() if name not in (*CHOICES, "page")},
+            "kept": {
+                name: value for name, value in request.query_params.items() if name not in (*CHOICES, "page")
+            },
             "workspace": self.root.name,
             "picture": picture,
             "address_of": lambda kind, image: url(f"/{kind}/{image['key']}"),
@@ -187,24 +191,40 @@ class Pages:
 
     def owners(self, request: Request) -> Response:
         snapshot = self.snapshots.get(self._function(self._choices(request)))
-        sort, number, matching = self._sort(request, facts.OWNER_SORTS), self._number(request), request.query_params.get("q", "")
+        sort, number, matching = (
+            self._sort(request, facts.OWNER_SORTS),
+            self._number(request),
+            request.query_params.get("q", ""),
+        )
         count = facts.MOST_LISTED
-        found = page.owners_table(snapshot, sort=sort, matching=matching, offset=(number - 1) * count, count=count)
+        found = page.owners_table(
+            snapshot, sort=sort, matching=matching, offset=(number - 1) * count, count=count
+        )
         return self._page(
-            "owners.html", request, sort=sort, number=number, q=matching, more=number * count < found["found_owners"], **found
+            "owners.html",
+            request,
+            sort=sort,
+            number=number,
+            q=matching,
+            more=number * count < found["found_owners"],
+            **found,
         )
 
     def training(self, request: Request) -> Response:
         snapshot = self.snapshots.get(self._function(self._choices(request)))
         sort, number = self._sort(request, facts.TRAINING_SORTS), self._number(request)
         owner, named = request.query_params.get("owner"), request.query_params.get("q", "")
-        keys = facts.training_keys(self.ledger, owner=owner, named=named) if named or owner is not None else None
+        keys = (
+            facts.training_keys(self.ledger, owner=owner, named=named) if named or owner is not None else None
+        )
         rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
         names = facts.training_names(self.ledger, [row["training_key"] for row in rows[:IMAGES]])
         return self._page(
             "training.html",
             request,
-            rows=[{**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names],
+            rows=[
+                {**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names
+            ],
             more=len(rows) > IMAGES,
             total=snapshot.totals["training_images"],
             sort=sort,
@@ -223,7 +243,9 @@ class Pages:
         return self._page(
             "generated.html",
             request,
-            rows=[{**row, "image": names[row["generated_key"]]} for row in rows if row["generated_key"] in names],
+            rows=[
+                {**row, "image": names[row["generated_key"]]} for row in rows if row["generated_key"] in names
+            ],
             more=len(rows) > IMAGES,
             total=snapshot.sums["valued"],
             sort=sort,
@@ -234,10 +256,14 @@ class Pages:
     def generated_image(self, request: Request) -> Response:
         key = request.path_params["key"]
         function = self._function(self._choices(request))
-        rows = page.with_contributors(self.ledger, [{"generated_key": key}] if key < 1 << 31 else [], function, MATCHES)
+        rows = page.with_contributors(
+            self.ledger, [{"generated_key": key}] if key < 1 << 31 else [], function, MATCHES
+        )
         if not rows:
             raise HTTPException(404, "There is no such generated image.")
-        return self._page("generated_image.html", request, image=rows[0]["image"], contributors=rows[0]["contributors"])
+        return self._page(
+            "generated_image.html", request, image=rows[0]["image"], contributors=rows[0]["contributors"]
+        )
 
     def training_image(self, request: Request) -> Response:
         key = request.path_params["key"]
@@ -259,13 +285,19 @@ class Pages:
     def picture(self, request: Request) -> Response:
         kind, key, size = (request.path_params[name] for name in ("kind", "key", "size"))
         look_up = {"training": facts.training_names, "generated": facts.generated_names}.get(kind)
-        image = look_up(self.ledger, [key]).get(key) if look_up and key < 1 << 31 and size in (SMALL, LARGE) else None
+        image = (
+            look_up(self.ledger, [key]).get(key)
+            if look_up and key < 1 << 31 and size in (SMALL, LARGE)
+            else None
+        )
         if image is None:
             raise HTTPException(404, "There is no such picture.")
         found = self.thumbnails.get(image, size)
         if found.jpeg is None:
             return Response(_placeholder(found.reason), media_type="image/svg+xml")
-        return Response(found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(
+            found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"}
+        )
 
     def sql(self, request: Request) -> Response:
         query = request.query_params.get("query", "")
@@ -306,7 +338,9 @@ class Pages:
                 relation.write_parquet(str(target), compression="zstd")
             data = target.read_bytes()
         kind = "text/csv; charset=utf-8" if form == "csv" else "application/vnd.apache.parquet"
-        return Response(data, media_type=kind, headers={"Content-Disposition": f'attachment; filename="result.{form}"'})
+        return Response(
+            data, media_type=kind, headers={"Content-Disposition": f'attachment; filename="result.{form}"'}
+        )
 
     async def contributors(self, request: Request) -> Response:
         async with request.form(max_files=1, max_fields=10) as form:
@@ -321,7 +355,7 @@ class Pages:
         found = self.lookup.find(data, name, function, MATCHES)
         names = facts.training_names(self.ledger, [row["training_key"] for row in found.contributors])
         rows = [
-            {**row, "share": row["contribution"] / row["quality"] if row["quality"] else None, "image": names[row["training_key"]]}
+            page.shown_match(row, names[row["training_key"]])
             for row in found.contributors
             if row["training_key"] in names
         ]
@@ -329,7 +363,9 @@ class Pages:
 
     def style(self, request: Request) -> Response:
         sheets = [(self.templates / name).read_text() for name in ("style.css", "web.css")]
-        return Response("\n".join(sheets), media_type="text/css", headers={"Cache-Control": "private, max-age=60"})
+        return Response(
+            "\n".join(sheets), media_type="text/css", headers={"Cache-Control": "private, max-age=60"}
+        )
 
     def script(self, request: Request) -> Response:
         return Response((self.templates / "page.js").read_text(), media_type="text/javascript")
@@ -399,7 +435,9 @@ def serve(
     shown = host
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host)
-        shown = socket.gethostname() if address.is_unspecified else f"[{host}]" if address.version == 6 else host
+        shown = (
+            socket.gethostname() if address.is_unspecified else f"[{host}]" if address.version == 6 else host
+        )
     tell(f"http://{shown}:{port}/" + (f"?token={app.token}" if app.token else ""))
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
     with listening:
