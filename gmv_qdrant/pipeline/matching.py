@@ -66,7 +66,7 @@ class Matcher:
         self.run = run
         self.vectors = RerankVectors(context, run)
         settings = context.settings
-        self.group = 64 if stores_rerank(context) else 2
+        self.group = 512 if stores_rerank(context) else 2
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
         self.params = default_params(settings.quantization, settings.candidates)
 
@@ -85,12 +85,12 @@ class Matcher:
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
             points = [sorted({str(point) for hit in of_views for point in hit.ids}) for of_views in by_image]
-            keys = self.vectors.keys({point for mine in points for point in mine})
+            keys = self.vectors.know({point for mine in points for point in mine})
             drafts = [
                 _draft([point for point in mine if point in keys], keys, one)
                 for mine, one in zip(points, known, strict=True)
             ]
-            there = self.vectors.look_up({point for draft in drafts for point in draft.missing()})
+            there = self.vectors.require({point for draft in drafts for point in draft.missing()})
             return [
                 self._rank(draft, there, rerank[image], wanted, _radius(by_image[image], wanted))
                 for image, draft in enumerate(drafts)

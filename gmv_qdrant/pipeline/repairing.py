@@ -168,7 +168,7 @@ def _training_features(context: Context, run: Run, keys: list[int]) -> None:
     )["point_id"].to_pylist()
     vectors = RerankVectors(context, run)
     for start in range(0, len(points), BATCH):
-        vectors.look_up(points[start : start + BATCH])
+        vectors.require(vectors.know(points[start : start + BATCH]))
 
 
 def _generated_features(context: Context, run: Run, keys: list[int]) -> None:

@@ -48,20 +48,10 @@ class RerankVectors:
         self._known: dict[str, _Known] = {}
         self._remembered: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def keys(self, points: Iterable[str]) -> dict[str, int]:
-        """Training keys of those of ``points`` that are training images; no vector is touched."""
-        rows = self.context.ledger.query(
-            """SELECT point_id, training_key FROM training JOIN points USING (point_id)
-            WHERE epoch_withdrawn IS NULL""",
-            points=pa.table({"point_id": pa.array(list(points), pa.string())}),
-        )
-        return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    def know(self, points: Iterable[str]) -> dict[str, int]:
+        """Training keys of those of ``points`` that are training images; no vector is touched.
 
-    def look_up(self, points: Iterable[str]) -> dict[str, _Known]:
-        """Those of ``points`` that are training images, their vectors made available.
-
-        Points that the ledger doesn't know (left by a crash, or just withdrawn) are left out, and so are
-        images whose vector is missing and can't be computed: those are quarantined.
+        Points that the ledger doesn't know (left by a crash, or just withdrawn) are left out.
         """
         rows = self.context.ledger.query(
             """
@@ -76,18 +66,21 @@ class RerankVectors:
             point: _Known(key, shard, row)
             for point, key, shard, row in zip(*(column.to_pylist() for column in rows.columns), strict=True)
         }
-        missing = [k for k in self._known.values() if k.shard < 0 and k.key not in self._remembered]
+        return {point: known.key for point, known in self._known.items()}
+
+    def require(self, points: Iterable[str]) -> set[str]:
+        """Make the vectors of these points, which `know` returned, available; returns those that are.
+
+        An image whose vector is missing and can't be computed is quarantined.
+        """
+        wanted = {point: self._known[point] for point in points}
+        missing = [one for one in wanted.values() if one.shard < 0 and one.key not in self._remembered]
         if missing:
             self._compute(missing)
-        self._known = {
-            point: known
-            for point, known in self._known.items()
-            if known.shard >= 0 or known.key in self._remembered
-        }
-        return self._known
+        return {point for point, one in wanted.items() if one.shard >= 0 or one.key in self._remembered}
 
     def gather(self, points: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ``(n,)`` training keys and float32 ``(n, dim)`` vectors of points that `look_up` returned."""
+        """int32 ``(n,)`` training keys and float32 ``(n, dim)`` vectors of points that `require` returned."""
         known = [self._known[point] for point in points]
         keys = np.array([one.key for one in known], dtype=np.int32)
         locations = np.array([(one.shard, one.row) for one in known], dtype=np.int64).reshape(-1, 2)
@@ -142,7 +135,7 @@ class RerankVectors:
                     data = read_uri(uri)
                     if row["hash"] not in (None, content_hash(data)):
                         raise ImageError("this is no longer the image that was ingested")
-                    return row["training_key"], encoder.prepare(decode(data, uri=uri))
+                    return row["training_key"], encoder.prepare(decode(data))
                 except ImageError as error:
                     reason = str(error)
             return row["uris"][0], f"its re-rank vector can't be computed: {reason}"
