@@ -43,7 +43,7 @@ WITH split AS (
            1.0 / count(*) OVER (PARTITION BY training_key) AS part
     FROM sources
 ), grouped AS (
-    SELECT name, floating(sum(fixed(v.value * part))) AS value, count(DISTINCT training_key) AS images,
+    SELECT name, floating(sum(CAST(round(v.value * part * 1152921504606846976.0) AS HUGEINT))) AS value, count(DISTINCT training_key) AS images,
            CAST(sum(v.matches) AS BIGINT) AS matches
     FROM split JOIN image_values(k := k, temperature := temperature, calibrated := calibrated, batch := batch,
                                  no_contributor := no_contributor) v USING (training_key)
