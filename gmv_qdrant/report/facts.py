@@ -61,8 +61,7 @@ _TABLES = {
         JOIN effective_contributors({arguments}) e USING (generated_key) GROUP BY generated_key""",
     "owners": """
         SELECT c.name, c.value, c.share, c.images, c.value / nullif(c.images, 0) AS each, i.low, i.high
-        FROM credits('owner', {arguments}) c
-        LEFT JOIN credit_intervals('owner', level := {level}, {arguments}) i ON i.name IS NOT DISTINCT FROM c.name""",
+        FROM credits('owner', {arguments}) c LEFT JOIN ({intervals}) i ON i.name IS NOT DISTINCT FROM c.name""",
     "quarantine": """SELECT uri, reason, "at"::VARCHAR AS noted FROM quarantine ORDER BY "at" DESC, uri LIMIT {most}""",
     "batches": "SELECT batch, count(*) AS images FROM generated GROUP BY batch ORDER BY batch LIMIT {most}",
     "runs": """
@@ -82,6 +81,10 @@ _TABLES = {
                     SELECT value::INTEGER FROM meta WHERE key = 'epoch')) AS stale""",
 }
 """One connection reads all of these, so every figure is of the same moment."""
+
+
+_INTERVALS = "SELECT name, low, high FROM credit_intervals('owner', level := {level}, {arguments})"
+_NO_INTERVALS = "SELECT NULL::VARCHAR AS name, NULL::DOUBLE AS low, NULL::DOUBLE AS high WHERE false"
 
 
 class Snapshot:
@@ -115,8 +118,11 @@ class Snapshot:
 
         The connection is of the kind that people's SQL gets, so that in one process neither shuts the other out.
         """
-        words = {"arguments": function.sql(), "level": INTERVAL, "most": MOST_LISTED}
+        words: dict[str, Any] = {"arguments": function.sql(), "most": MOST_LISTED}
         with ledger.read(locked=True) as con:
+            words["intervals"] = (
+                _INTERVALS.format(level=INTERVAL, **words) if _has_intervals(con) else _NO_INTERVALS
+            )
             return cls(function, {name: _arrow(con, sql.format(**words)) for name, sql in _TABLES.items()})
 
     def ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
@@ -187,16 +193,13 @@ class Snapshot:
                    count(*) AS images FROM placed, span GROUP BY ALL ORDER BY low"""
         )
 
-    def bins(
-        self, column: str, bins: int = 30, low: float | None = None, high: float | None = None
-    ) -> list[Row]:
+    def bins(self, column: str, bins: int = 30) -> list[Row]:
         """Histogram of a column of the generated images: low, high, images."""
-        ends = [repr(float(end)) if end is not None else None for end in (low, high)]
         return self.ask(
-            f"""WITH span AS (SELECT coalesce({ends[0] or "NULL"}, min({column})) AS low,
-                                     coalesce({ends[1] or "NULL"}, max({column})) AS high FROM images),
-            placed AS (SELECT coalesce(greatest(0, least(floor(({column} - low) / nullif(high - low, 0) * {bins}),
-                              {bins - 1})), 0)::INTEGER AS bin FROM images, span WHERE {column} IS NOT NULL)
+            f"""WITH numbers AS (SELECT round({column}, 6) AS x FROM images WHERE {column} IS NOT NULL),
+            span AS (SELECT min(x) AS low, max(x) AS high FROM numbers),
+            placed AS (SELECT coalesce(least(floor((x - low) / nullif(high - low, 0) * {bins}), {bins - 1}), 0)::INTEGER
+                              AS bin FROM numbers, span)
             SELECT low + (high - low) * bin / {bins} AS low, low + (high - low) * (bin + 1) / {bins} AS high,
                    count(*) AS images FROM placed, span GROUP BY ALL ORDER BY low"""
         )
@@ -297,18 +300,18 @@ def contributors(
 def beneficiaries(ledger: Ledger, key: int, function: ValueFunction, most: int) -> list[Row]:
     """The generated images that credit this training image most."""
     with ledger.read(locked=True) as con:
-        return _arrow(
+        return _rows(
             con,
             f"""SELECT generated_key, training_key, rank, distance, quality, contribution
             FROM contributions({function.sql()}) WHERE training_key = {int(key)}
             ORDER BY contribution DESC, generated_key LIMIT {int(most)}""",
-        ).to_pylist()
+        )
 
 
 def training_keys(ledger: Ledger, *, owner: str | None = None, named: str = "") -> pa.Table:
     """Keys of the training images with a source of this owner ('' is nobody) and ``named`` in its URI or label."""
     with ledger.read(locked=True) as con:
-        return _arrow(
+        return _rows(
             con,
             """SELECT DISTINCT training_key FROM sources
             WHERE ($owner IS NULL OR coalesce(owner, '') = $owner)
@@ -331,9 +334,13 @@ def generated_keys(ledger: Ledger, named: str) -> pa.Table:
 def _with_keys(ledger: Ledger, keys: Sequence[int], sql: str) -> list[Row]:
     """Keys go in as a parameter: registering a table fails when other threads open the file at that moment."""
     with ledger.read(locked=True) as con:
-        return _arrow(
-            con, f"WITH wanted_keys AS (SELECT unnest($1::INTEGER[]) AS key) {sql}", [list(keys)]
-        ).to_pylist()
+        return _rows(con, f"WITH wanted_keys AS (SELECT unnest($1::INTEGER[]) AS key) {sql}", [list(keys)])
+
+
+def _has_intervals(con: Connection) -> bool:
+    """A ledger keeps the macros that it was made with, and early ones had no intervals."""
+    found = con.execute("SELECT 1 FROM duckdb_functions() WHERE function_name = 'credit_intervals' LIMIT 1")
+    return found.fetchone() is not None
 
 
 def _arrow(con: Connection, sql: str, parameters: Any = ()) -> pa.Table:
