@@ -110,8 +110,10 @@ class Workspace:
 
         networks: load and check them first; a run that only moves vectors doesn't need them.
         """
+        from gmv_qdrant.evaluation.importing import refuse_if_imported
         from gmv_qdrant.pipeline.recovery import recover
 
+        refuse_if_imported(self.ledger, verb)
         with self._alone() as context:
             if networks:
                 context.claim()
@@ -346,6 +348,42 @@ class Workspace:
     def export(self, directory: str | Path, *, file_format: str = "parquet", **function: Any) -> list[Path]:
         """Write values, contributions, sources and generated images as Parquet or CSV; returns the files."""
         return answers.export(self.ledger, Path(directory), self._function(function), file_format)
+
+    # -- evidence that it is true --------------------------------------------------------------------
+
+    def evaluate(
+        self, criterion: str, *, options: dict[str, Any] | None = None, **function: Any
+    ) -> dict[str, Any]:
+        """Figures of a criterion of the paper, or of known parents, with standard errors.
+
+        criterion: a name of `gmv_qdrant.evaluation.evaluate.CRITERIA`, whose functions say what ``options`` they take.
+        function: as for `credits`.
+        """
+        from gmv_qdrant.evaluation.evaluate import evaluate
+
+        return evaluate(self.ledger, criterion, self._function(function), **(options or {}))
+
+    def import_scores(
+        self,
+        file: str | Path,
+        into: str | Path,
+        *,
+        method: str = "external",
+        batch: str = "default",
+        scores_are: str = "share",
+        most: int = 1000,
+    ) -> dict[str, Any]:
+        """Make a workspace with another method's scores of this one's images, to credit and evaluate beside ours.
+
+        file: Parquet with generated, training and score. scores_are: ``share``, ``similarity`` or ``distance``, as
+        `gmv_qdrant.evaluation.importing` says.
+        """
+        from gmv_qdrant.evaluation.importing import import_scores
+
+        return import_scores(
+            self.ledger, self.settings, Path(file), Path(into).absolute(),
+            method=method, batch=batch, scores_are=scores_are, most=most,
+        )  # fmt: skip
 
     # -- pages ---------------------------------------------------------------------------------------
 

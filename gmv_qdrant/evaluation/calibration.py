@@ -94,18 +94,21 @@ def fit(distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = Fa
 class ParentFigures:
     """How credit falls on known parents; means over the images, ``*_se`` standard errors.
 
-    parent_share: credit of the true parents. first_rate: how often the main parent is the nearest.
+    parent_share: credit of the true parents. first_rate: how often the main parent (the heaviest) is the nearest.
     recalled: how often the main parent is a candidate. rank: median rank of the main parent where it is one.
-    correlation: of credit with the true weights, over all (image, candidate) pairs.
+    correlation: of credit with the true weights, over all pairs of an image and a training image: parents that
+    were missed count, and so do the pairs where both are 0. correlation_within: over the pairs within the first k only.
     effective_contributors: exp of the entropy of the credit of an image.
     """
 
     parent_share: float
     parent_share_se: float
     first_rate: float
+    first_rate_se: float
     recalled: float
     rank: float
     correlation: float
+    correlation_within: float
     effective_contributors: float
 
     def as_dict(self) -> dict[str, float]:
@@ -116,29 +119,68 @@ def parent_figures(
     distances: np.ndarray,
     parents: np.ndarray,
     *,
+    training: int,
+    weights: np.ndarray | None = None,
     k: int | None = 30,
     temperature: float = 1.0,
     no_contributor: float | None = None,
 ) -> ParentFigures:
-    """Figures of Eq. 6 with this value function; ``distances`` ascending, both ``(p, K)`` as in `fit`."""
+    """Figures of Eq. 6 with this value function; ``distances`` ascending, both ``(p, K)`` as in `fit`.
+
+    training: number of training images. weights: float64 ``(p, most)``, the weights of all parents, recalled or
+    not; None when every parent is a candidate.
+    """
+    weights = parents if weights is None else weights
     d, w = distances[:, :k], parents[:, :k]
-    best = d[:, :1]
-    weight = np.exp(-(d - best) / temperature)
-    total = weight.sum(axis=1, keepdims=True)
-    if no_contributor is not None:
-        total = total + np.exp((best - no_contributor) / temperature)
-    credit = weight / total
-    normal = weight / weight.sum(axis=1, keepdims=True)
+    credit, normal = credit_of(d, temperature, no_contributor)
     entropy = -np.sum(normal * np.log(np.where(normal > 0, normal, 1.0)), axis=1)
     share = (credit * (w > 0)).sum(axis=1)
-    main = np.where(parents.max(axis=1) >= 0.5, parents.argmax(axis=1), -1)  # a parent of half or more
-    truth, given = w.ravel(), credit.ravel()
+    is_main = (parents > 0) & (parents >= weights.max(axis=1, keepdims=True) * (1 - 1e-9))
+    main = np.where(is_main.any(axis=1), is_main.argmax(axis=1), -1)
+    first = (main == 0).astype(np.float64)
+    pairs = len(d) * training
     return ParentFigures(
         parent_share=float(share.mean()),
-        parent_share_se=float(share.std(ddof=1) / np.sqrt(len(share))) if len(share) > 1 else float("nan"),
-        first_rate=float((main == 0).mean()),
+        parent_share_se=_standard_error(share),
+        first_rate=float(first.mean()),
+        first_rate_se=_standard_error(first),
         recalled=float((main >= 0).mean()),
         rank=float(np.median(main[main >= 0]) + 1) if (main >= 0).any() else float("nan"),
-        correlation=float(np.corrcoef(truth, given)[0, 1]) if truth.std() > 0 and given.std() > 0 else 0.0,
+        correlation=_correlation(
+            float((w * credit).sum()),
+            (float(weights.sum()), float((weights**2).sum())),
+            (float(credit.sum()), float((credit**2).sum())),
+            pairs,
+        ),
+        correlation_within=_correlation(
+            float((w * credit).sum()),
+            (float(w.sum()), float((w**2).sum())),
+            (float(credit.sum()), float((credit**2).sum())),
+            int(np.isfinite(d).sum()),
+        ),
         effective_contributors=float(np.exp(entropy).mean()),
     )
+
+
+def credit_of(
+    distances: np.ndarray, temperature: float, no_contributor: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. 6 for rows of ascending distances, both ``(p, k)``: the credit, and the credit normalised to sum 1."""
+    best = distances[:, :1]
+    weight = np.exp(-(distances - best) / temperature)
+    images = weight.sum(axis=1, keepdims=True)
+    nobody = 0.0 if no_contributor is None else np.exp((best - no_contributor) / temperature)
+    return weight / (images + nobody), weight / images
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def _correlation(product: float, one: tuple[float, float], other: tuple[float, float], pairs: int) -> float:
+    """Pearson's, from sums over ``pairs``: of the products, and of each side's values and squares; 0 without
+    variation."""
+    deviations = [squares - total**2 / pairs for total, squares in (one, other)]
+    if min(deviations) <= 1e-12 * pairs:
+        return 0.0
+    return float((product - one[0] * other[0] / pairs) / np.sqrt(deviations[0] * deviations[1]))

@@ -43,7 +43,7 @@ def calibrate(
     ).to_pylist()
     wanted = recipes(probes, [row["label"] for row in training], seed)
     context.progress.phase("calibrate", len(wanted))
-    distances, parents = [], []
+    distances, parents, truths = [], [], []
     for recipe, matches in _matched(context, run, wanted, [row["uri"] for row in training]):
         of_key = {
             training[row]["training_key"]: w for row, w in zip(recipe.parents, recipe.weights, strict=True)
@@ -54,20 +54,24 @@ def calibrate(
         weights[: len(matches.keys)] = [of_key.get(key, 0.0) for key in matches.keys.tolist()]
         distances.append(padded)
         parents.append(weights)
+        truths.append([*recipe.weights, 0.0][:2])
     if not distances:
         raise SettingsError(
             "no probe could be made: the training images can't be read any more from their sources"
         )
-    d, w = np.stack(distances), np.stack(parents)
+    d, w, truth = np.stack(distances), np.stack(parents), np.array(truths)
     with run.timed("fit"):
         found = fit(d, w, no_contributor=no_contributor)
-    after = parent_figures(d, w, k=k, temperature=found.temperature, no_contributor=found.no_contributor)
+    before, after = (
+        parent_figures(d, w, training=len(training), weights=truth, k=k, temperature=t, no_contributor=none)
+        for t, none in ((1.0, None), (found.temperature, found.no_contributor))
+    )
     figures = {
         "probes": found.probes,
         "temperature": found.temperature,
         "no_contributor": found.no_contributor,
         "at_bound": found.at_bound,
-        "before": parent_figures(d, w, k=k).as_dict(),
+        "before": before.as_dict(),
         "after": after.as_dict(),
     }
     with context.ledger.write() as con:

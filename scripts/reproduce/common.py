@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
 import runpy
+import sqlite3
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from gmv_qdrant import Workspace
+from gmv_qdrant.pipeline import context
 
 ENCODERS = {
     "efficientnet": "timm:tf_efficientnet_lite0",
@@ -123,3 +126,45 @@ def show(figures: Mapping[str, Any], out: Path | None) -> None:
 
 def note(*words: object) -> None:
     print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
+
+
+class Remembered:
+    """An encoder whose vectors are kept in a file, so that settings which share a network share its passes.
+
+    Only for figures about credit: timings of a run that remembers say nothing.
+    """
+
+    def __init__(self, encoder: Any, file: Path) -> None:
+        self._encoder = encoder
+        self._kept = sqlite3.connect(file, check_same_thread=False)
+        self._kept.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
+        self._salt = str(encoder.identity).encode()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, batch: Any) -> np.ndarray:
+        keys = [hashlib.sha256(self._salt + row.numpy().tobytes()).digest() for row in batch]
+        found = [
+            self._kept.execute("SELECT vector FROM vectors WHERE key = ?", [key]).fetchone() for key in keys
+        ]
+        fresh = [i for i, row in enumerate(found) if row is None]
+        out = np.zeros((len(keys), self._encoder.dim), dtype=np.float32)
+        if fresh:
+            out[fresh] = self._encoder.encode(batch[fresh])
+            with self._kept:
+                rows = [(keys[i], out[i].tobytes()) for i in fresh]
+                self._kept.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
+        for i, row in enumerate(found):
+            if row is not None:
+                out[i] = np.frombuffer(row[0], dtype=np.float32)
+        return out
+
+
+def remember_recall_vectors(work: Path) -> None:
+    """Recall encoders of this process keep their vectors in a file of the work folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    load = context.load_encoder
+    context.load_encoder = lambda *args, **kwargs: Remembered(
+        load(*args, **kwargs), work / "recall-vectors.sqlite"
+    )  # type: ignore[assignment]

@@ -2,8 +2,8 @@
 
     python scripts/reproduce/digits.py ../shared [--training 10000] [--generated 100] [--work DIR]
 
-Recall by EfficientNet-Lite0, re-ranking by LPIPS (AlexNet) at 64 px, K = 200. Prints JSON: the identical-class ratio with
-standard errors, correlation of the values with the oracle's (exact search, the lpips package's pairwise calls),
+Recall by EfficientNet-Lite0, re-ranking by LPIPS (AlexNet) at 64 px, K = 200. Prints JSON: the identical-class ratio
+with standard errors, correlation of the values with the oracle's (exact search, the lpips package's pairwise calls),
 recall@200 of product quantization, and the bytes that it saves.
 """
 
@@ -31,7 +31,9 @@ K = 200
 
 def write_set(images: np.ndarray, labels: np.ndarray, folder: Path) -> list[Path]:
     paths = oracle.write_png(images, folder, folder.name + "-")
-    rows = [f"{p.name},{label},{OWNERS[i % 4]}" for i, (p, label) in enumerate(zip(paths, labels, strict=True))]
+    rows = [
+        f"{p.name},{label},{OWNERS[i % 4]}" for i, (p, label) in enumerate(zip(paths, labels, strict=True))
+    ]
     (folder / "metadata.csv").write_text("\n".join(["file_name,label,owner", *rows]) + "\n")
     return paths
 
@@ -47,7 +49,9 @@ def same_class(workspace: Workspace, k: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("shared", type=Path)
     arguments.add_argument("--training", type=int, default=10_000)
     arguments.add_argument("--generated", type=int, default=100)
@@ -80,7 +84,8 @@ def main() -> None:
         values[quantization] = np.array([by_uri[str(path)] for path in training])
         index = {str(path): i for i, path in enumerate(training)}
         pairs = workspace.sql(
-            "SELECT g.uri, s.uri FROM matches JOIN generated g USING (generated_key) JOIN sources s USING (training_key)"
+            "SELECT g.uri, s.uri FROM matches JOIN generated g USING (generated_key) "
+            "JOIN sources s USING (training_key)"
         ).fetchall()
         found[quantization] = {(g, index[t]) for g, t in pairs}
         figures[quantization] = {
@@ -90,11 +95,17 @@ def main() -> None:
         }
 
     started = time.perf_counter()
-    embedded = [oracle.timm_embeddings(paths, "tf_efficientnet_lite0", weights) for paths in (training, generated)]
+    embedded = [
+        oracle.timm_embeddings(paths, "tf_efficientnet_lite0", weights) for paths in (training, generated)
+    ]
     rows = oracle.candidates(*embedded, K)
     pairwise = oracle.PairwiseLpips("alex", 64)
-    distances = np.stack([pairwise(p, [training[i] for i in who]) for p, who in zip(generated, rows, strict=True)])
-    expected = oracle.contributions(distances, rows, len(training), 30, 1.0, np.ones(len(generated))).sum(axis=0)
+    distances = np.stack(
+        [pairwise(p, [training[i] for i in who]) for p, who in zip(generated, rows, strict=True)]
+    )
+    expected = oracle.contributions(distances, rows, len(training), 30, 1.0, np.ones(len(generated))).sum(
+        axis=0
+    )
     exact = {(str(p), int(i)) for p, who in zip(generated, rows, strict=True) for i in who}
     figures["oracle_seconds"] = round(time.perf_counter() - started, 1)
     figures["correlation_with_oracle"] = {q: float(np.corrcoef(v, expected)[0, 1]) for q, v in values.items()}

@@ -2,9 +2,9 @@
 
     python scripts/reproduce/known_parents.py KIT [--encoder efficientnet] [--distances ...] [--views none flip]
 
-500 pseudo-generated CIFAR-10 images, each a .75/.25 blend of two of the 10,000 training images, shifted, jittered, blurred, half
-of them mirrored. `calibrate` sees the training images only. Figures of every distance: the paper's formula, calibrated,
-and both with mirrored views.
+500 pseudo-generated CIFAR-10 images, each a .75/.25 blend of two of the 10,000 training images, shifted,
+jittered, blurred, half of them mirrored. `calibrate` sees the training images only. Figures of every distance:
+the paper's formula, calibrated, and both with mirrored views.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ def figures_of(
     workspace = common.workspace(path, [training], **settings)
     workspace.value([generated], batch="known-parents")
     fitted = workspace.calibrate(probes=probes)
-    evaluated = {
-        "paper": workspace.evaluate_known_parents(batch="known-parents"),
-        "calibrated": workspace.evaluate_known_parents(batch="known-parents", calibration="default"),
-    }
-    return {"temperature": fitted["temperature"], "probes": fitted, **evaluated}
+    found = workspace.evaluate("known-parents", batch="known-parents", calibration="default")
+    return {"temperature": fitted["temperature"], "on_probes": fitted, "on_known_parents": found["rows"]}
 
 
 def main() -> None:
@@ -48,6 +45,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     kit, work = common.Kit(given.kit), common.work_folder(given)
+    common.remember_recall_vectors(work)
     training, generated = write_sets(kit, work)
     found: dict[str, Any] = {"training_images": len(list(training.glob("*.png")))}
     for distance in given.distances:

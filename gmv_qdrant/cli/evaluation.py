@@ -1,0 +1,242 @@
+"""Is it true? ``evaluate`` with a command for each criterion, and ``import-scores``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
+from gmv_qdrant.cli.questions import function_of
+from gmv_qdrant.cli.render import note, print_json, print_rows
+from gmv_qdrant.errors import SettingsError
+
+Command = Callable[..., Any]
+
+_plot_option = click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it: PNG, SVG or PDF."
+)
+_batch_option = click.option("--batch", help="Only the generated images valued under this name.")
+_ids = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+def _criterion(command: Command) -> Command:
+    """The options of every criterion that depends on the value function."""
+    for option in (with_workspace, json_option, _plot_option, function_options):
+        command = option(command)
+    return command
+
+
+def _counting(command: Command) -> Command:
+    """The options of a criterion that counts contributors, whatever they are worth."""
+    for option in (with_workspace, json_option, _plot_option, _batch_option):
+        command = option(command)
+    return command
+
+
+def _ks(*default: int) -> Callable[[Command], Command]:
+    return click.option(
+        "-k", "ks", type=click.IntRange(min=1), multiple=True, default=default, show_default=True,
+        help="Contributors of a generated image; give it several times.",
+    )  # fmt: skip
+
+
+def _group_options(command: Command) -> Command:
+    """Which training images are meant."""
+    for option in reversed(
+        (
+            click.option(
+                "--attribute", metavar="NAME[=VALUE]", help="Those whose metadata says yes, or VALUE."
+            ),
+            click.option("--uri", metavar="PATTERN", help="Those whose URI is like this (* and ?)."),
+            click.option(
+                "--ids", type=_ids, help="Those that a file lists, one URI, file name or id a line."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _group(attribute: str | None, uri: str | None, ids: Path | None) -> Any:
+    from gmv_qdrant.evaluation.evidence import Group
+
+    return Group(attribute, uri, _lines(ids) if ids else ())
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    try:
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file} isn't a text file of names") from None
+    if not any(lines):
+        raise SettingsError(f"{file} lists no images")
+    return tuple(dict.fromkeys(line for line in lines if line))
+
+
+def _answer(
+    workspace: Any, name: str, given: dict[str, Any], options: dict[str, Any], tables: tuple[str, ...] = ()
+) -> None:
+    """Ask, draw, show. given: what the common options brought. tables: parts of the result shown below its rows."""
+    as_json, plot = given.pop("as_json"), given.pop("plot")
+    function = function_of(given) if "uncalibrated" in given else given
+    warn_if_stale(workspace)
+    figures = workspace.evaluate(name, options=options, **function)
+    if plot:
+        from gmv_qdrant.evaluation.plots import plot as draw
+
+        note(f"wrote {draw(figures, plot)}")
+    if as_json:
+        print_json(figures)
+        return
+    print_rows(figures["rows"], list(figures["rows"][0]), title=name)
+    for part in tables:
+        if found := figures.get(part):
+            rows = found if isinstance(found, list) else [found]
+            print_rows(rows, list(rows[0]), title=part.replace("_", " "))
+
+
+@click.group()
+def evaluate() -> None:
+    """The paper's criteria, and known parents, on the images of this workspace.
+
+    Labels and attributes come from the metadata of training and generated images. Every figure has a standard
+    error, or stands beside what chance gives.
+    """
+
+
+@evaluate.command("identical-class")
+@_ks(30, 50, 100)
+@_counting
+def identical_class(workspace: Any, ks: tuple[int, ...], **given: Any) -> None:
+    """C1: the share of contributors with the generated image's label (Tables 2, 7, 9)."""
+    _answer(workspace, "identical-class", given, {"ks": ks}, ("by_value",))
+
+
+@evaluate.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--combined", is_flag=True, help="Also every pair, and all of them at once.")
+@_ks(5, 10, 15)
+@_counting
+def attributes(
+    workspace: Any, names: tuple[str, ...], combined: bool, ks: tuple[int, ...], **given: Any
+) -> None:
+    """C2: the share of contributors that agree in the attributes NAMES (Tables 3, 8, 14)."""
+    _answer(workspace, "attributes", given, {"names": names, "combined": combined, "ks": ks})
+
+
+@evaluate.command()
+@_group_options
+@_criterion
+def ood(workspace: Any, attribute: str | None, uri: str | None, ids: Path | None, **given: Any) -> None:
+    """C3: whether corrupted training images have the lowest values (Fig. 5).
+
+    Say which are corrupted by --attribute, --uri or --ids.
+    """
+    _answer(workspace, "ood", given, {"group": _group(attribute, uri, ids)})
+
+
+@evaluate.command()
+@_group_options
+@click.option("--held-out", type=_ids, help="A file with the held-out ones.  [default: all others]")
+@_criterion
+def membership(
+    workspace: Any,
+    attribute: str | None,
+    uri: str | None,
+    ids: Path | None,
+    held_out: Path | None,
+    **given: Any,
+) -> None:
+    """Whether images that a generator was trained on are worth more than images it never saw (App. D, Table 6).
+
+    Say which it was trained on by --attribute, --uri or --ids.
+    """
+    others = _group(None, None, held_out) if held_out else None
+    options = {"group": _group(attribute, uri, ids), "held_out": others}
+    _answer(workspace, "membership", given, options, ("test", "credit"))
+
+
+@evaluate.command()
+@click.option("-m", "sizes", type=click.IntRange(min=1), multiple=True, default=(1, 10, 30, 50), show_default=True,
+              help="Generated images in a draw; give it several times.")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--label", help="Draw from the generated images of this label.  [default: from all]")
+@_criterion
+def sensitivity(
+    workspace: Any, sizes: tuple[int, ...], repeats: int, seed: int, label: str | None, **given: Any
+) -> None:
+    """How much the identical-class ratio varies with the number of generated images (App. F, Fig. 7)."""
+    options = {"sizes": sizes, "repeats": repeats, "seed": seed, "label": label}
+    _answer(workspace, "sensitivity", given, options)
+
+
+@evaluate.command()
+@_group_options
+@_criterion
+def calibration(
+    workspace: Any, attribute: str | None, uri: str | None, ids: Path | None, **given: Any
+) -> None:
+    """Scores of the first contributors with and without quality (App. I, Figs. 8, 9).
+
+    With corrupted training images (--attribute, --uri or --ids), criterion C3 both ways.
+    """
+    asked = attribute is not None or uri is not None or ids is not None
+    options = {"group": _group(attribute, uri, ids) if asked else None}
+    _answer(workspace, "calibration", given, options, ("ood_rows",))
+
+
+@evaluate.command()
+@_counting
+def efficiency(workspace: Any, **given: Any) -> None:
+    """C4: seconds per image by phase, from the timings of all runs (Table 4)."""
+    _answer(workspace, "efficiency", given, {})
+
+
+@evaluate.command("known-parents")
+@_criterion
+def known_parents(workspace: Any, **given: Any) -> None:
+    """Where credit goes when it is known what images were made from.
+
+    The metadata of the generated images names training images in columns parent, parent2, ... and, optionally, their
+    weights in weight, weight2, ... A --calibration is shown beside the paper's formula.
+    """
+    calibration = given.pop("calibration")
+    options = {"calibrations": (calibration,) if calibration else ()}
+    _answer(workspace, "known-parents", {**given, "calibration": None}, options)
+
+
+@click.command("import-scores")
+@click.argument("file", type=_ids)
+@click.option("--into", type=click.Path(path_type=Path), required=True, help="The workspace to make.")
+@click.option("--method", default="external", show_default=True, help="A name for what made the scores.")
+@click.option(
+    "--batch", default="default", show_default=True, help="A name for this set of generated images."
+)
+@click.option(
+    "--scores-are", type=click.Choice(["share", "similarity", "distance"]), default="share", show_default=True,
+    help="Credit in proportion to them, a softmax of them, or of minus them.",
+)  # fmt: skip
+@click.option("--most", type=click.IntRange(1, 10_000), default=1000, show_default=True,
+              help="Best-scored training images kept for a generated one.")  # fmt: skip
+@json_option
+@with_workspace
+def import_scores(workspace: Any, file: Path, into: Path, as_json: bool, **options: Any) -> None:
+    """Scores of another attribution method, in a workspace of their own, to credit and evaluate beside ours.
+
+    FILE is Parquet with the columns generated, training and score; the first two name images of this workspace.
+    """
+    made = workspace.import_scores(file, into, **options)
+    if as_json:
+        print_json(made)
+        return
+    note(
+        f"workspace {made['workspace']}: {made['matches']:,} scores of {made['generated_images']:,} generated images"
+    )
+    note(f"next: gmv-qdrant -w {into} credits --by owner")
+
+
+COMMANDS = (evaluate, import_scores)

@@ -1,0 +1,236 @@
+"""The paper's criteria (section 4.2, App. D, F, I) as pure functions: arrays in, figures with standard errors out.
+
+Figures are plain dicts and lists, so that they are tables, JSON and plots without further ado.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.evaluation.evidence import Agreement, Values
+from gmv_qdrant.evaluation.statistics import Detection, average_ranks, bootstrap, detection, mean, welch
+
+Figures = dict[str, Any]
+
+
+def agreement_figures(found: Agreement) -> Figures:
+    """C1 (rho = Q/k, Tables 2, 7, 9) and C2 (Tables 3, 8): the mean over the generated images, for each k.
+
+    chance: what contributors drawn at random would give; a figure says something by as much as it beats it.
+    ``by_value`` has the same for the generated images of each label or combination.
+    """
+    rates = found.hits / np.asarray(found.ks)
+    rows = [
+        {"k": k, **_rho(rates[:, column], found.chance), "images": len(rates)}
+        for column, k in enumerate(found.ks)
+    ]
+    by_value = []
+    names = np.asarray(found.names)
+    for name in sorted(set(found.names)):
+        mine = names == name
+        figures = {f"rho_{k}": float(rates[mine, column].mean()) for column, k in enumerate(found.ks)}
+        by_value.append(
+            {"value": name, "images": int(mine.sum()), **figures, "chance": float(found.chance[mine].mean())}
+        )
+    return {"rows": rows, "by_value": by_value, "left_out": found.without}
+
+
+def _rho(rates: np.ndarray, chance: np.ndarray) -> Figures:
+    found = mean(rates)
+    low, high = bootstrap(rates) if len(rates) > 1 else (None, None)
+    return {
+        "rho": found.mean,
+        "standard_error": found.standard_error,
+        "low": low,
+        "high": high,
+        "chance": float(chance.mean()),
+    }
+
+
+def out_of_distribution(found: Values, corrupted: np.ndarray) -> Figures:
+    """C3, Fig. 5: do the corrupted training images have the lowest values? corrupted: bool ``(n,)``.
+
+    Two scores are judged. ``value`` is the paper's; most values are exactly 0 when m k << n, these share an average
+    rank, and ``tied_pairs`` says how many pairs can't be told apart. ``nearest`` is the smallest distance to any
+    generated image, which has no such ties: an image that was never among the K candidates lies outside every recall
+    radius, so it counts as further than all others (and ties with its like). ``nearest, recalled only`` leaves
+    those out.
+    """
+    ranks = average_ranks(found.value)
+    recalled = np.isfinite(found.nearest)
+    rows = [_separation("value", detection(-found.value, corrupted), corrupted, found.value > 0)]
+    rows.append(_separation("nearest", detection(found.nearest, corrupted), corrupted, recalled))
+    if (corrupted & recalled).any() and (~corrupted & recalled).any():
+        among = detection(found.nearest[recalled], corrupted[recalled])
+        rows.append(
+            _separation(
+                "nearest, recalled only", among, corrupted[recalled], np.ones(int(recalled.sum()), bool)
+            )
+        )
+    return {
+        "rows": rows,
+        "value_ranks": ranks[corrupted].tolist(),
+        "images": len(ranks),
+        "nothing_to_see": bool(
+            (found.value[corrupted] == 0).all() and (found.value[~corrupted] == 0).mean() > 0.5
+        ),
+    }
+
+
+def _separation(score: str, found: Detection, corrupted: np.ndarray, has: np.ndarray) -> Figures:
+    """One row. has: bool ``(n,)``, which images have a score of their own at all (a value above 0, a distance)."""
+    return {
+        "score": score,
+        "auroc": found.auroc,
+        "standard_error": found.standard_error,
+        "mean_percentile": found.mean_percentile,
+        "tied_pairs": found.tied,
+        "corrupted": found.members,
+        "clean": found.others,
+        "corrupted_with_score": float(has[corrupted].mean()),
+        "clean_with_score": float(has[~corrupted].mean()),
+    }
+
+
+def membership(found: Values, trained: np.ndarray, held_out: np.ndarray, credit: np.ndarray) -> Figures:
+    """App. D, Table 6: are images that a generator was trained on worth more than images that it never saw?
+
+    trained, held_out: bool ``(n,)``, disjoint. credit: float64 ``(m,)``, the share of each generated image's credit
+    (over both groups) that goes to the trained ones. Welch's one-sided t-test as in the paper, for values and
+    for the smallest distances; and, because one generated image moves k values at once, the mean of ``credit``
+    over the generated images with its standard error, beside the share expected when being trained on doesn't matter.
+    Raises `SettingsError` when the groups overlap or one has fewer than two images.
+    """
+    if (both := int((trained & held_out).sum())) > 0:
+        raise SettingsError(
+            f"{both} training images are in both groups: trained and held-out must not overlap"
+        )
+    test = welch(found.value[trained], found.value[held_out])
+    rows: list[Figures] = []
+    for name, group, figures in (("trained", trained, test.first), ("held out", held_out, test.second)):
+        rows.append(
+            {
+                "group": name,
+                "images": figures.count,
+                "mean_value": figures.mean,
+                "standard_error": figures.standard_error,
+                "with_value": float((found.value[group] > 0).mean()),
+            }
+        )
+    distances = None
+    near, far = found.nearest[trained], found.nearest[held_out]
+    near, far = near[np.isfinite(near)], far[np.isfinite(far)]
+    if min(len(near), len(far)) > 1:
+        distances = welch(far, near).as_dict()  # trained images should be nearer
+    share = mean(credit)
+    expected = trained.sum() / (trained.sum() + held_out.sum())
+    return {
+        "rows": rows,
+        "test": {"t": test.t, "df": test.df, "p": test.p, "rank_p": test.rank_p},
+        "credit": {
+            "trained_share": share.mean,
+            "standard_error": share.standard_error,
+            "expected": float(expected),
+            "generated_images": share.count,
+        },
+        "nearest_test": distances,
+    }
+
+
+def sensitivity(rates: np.ndarray, sizes: Sequence[int], repeats: int, seed: int) -> Figures:
+    """App. F, Fig. 7: how much rho varies with m. rates: float64 ``(images,)``, rho of each generated image.
+
+    For each m, ``repeats`` seeded draws of m different images. ``expected_spread``: what sampling alone gives,
+    sd / sqrt(m), corrected for drawing without replacement.
+    Raises `SettingsError` when a size exceeds the number of images.
+    """
+    if max(sizes) > len(rates):
+        raise SettingsError(
+            f"m = {max(sizes)} can't be drawn: there are {len(rates)} generated images with a label"
+        )
+    random = np.random.default_rng(seed)
+    sd = float(rates.std(ddof=1)) if len(rates) > 1 else 0.0
+    rows = []
+    for size in sizes:
+        draws = np.array([rates[random.permutation(len(rates))[:size]].mean() for _ in range(repeats)])
+        left = (len(rates) - size) / max(len(rates) - 1, 1)
+        rows.append(
+            {
+                "m": size,
+                "rho": float(draws.mean()),
+                "spread": float(draws.std(ddof=1)) if repeats > 1 else None,
+                "lowest": float(draws.min()),
+                "highest": float(draws.max()),
+                "expected_spread": sd * float(np.sqrt(left / size)),
+            }
+        )
+    return {"rows": rows, "repeats": repeats, "seed": seed, "images": len(rates)}
+
+
+def score_distribution(with_quality: np.ndarray, without: np.ndarray) -> Figures:
+    """App. I, Fig. 8: contributions of the first contributors, with and without q. Both float64 ``(m, ranks)``."""
+    rows = []
+    for rank in range(with_quality.shape[1]):
+        for name, scores in (("with q", with_quality[:, rank]), ("without q", without[:, rank])):
+            found = mean(scores)
+            low, middle, high = np.quantile(scores, [0.05, 0.5, 0.95]).tolist()
+            rows.append(
+                {
+                    "contributor": rank + 1,
+                    "scores": name,
+                    "mean": found.mean,
+                    "standard_error": found.standard_error,
+                    "q05": low,
+                    "median": middle,
+                    "q95": high,
+                }
+            )
+    top = float(max(with_quality.max(), without.max()))
+    edges = np.linspace(0, top or 1.0, 31)
+    counts = {
+        name: [np.histogram(scores[:, rank], edges)[0].tolist() for rank in range(scores.shape[1])]
+        for name, scores in (("with q", with_quality), ("without q", without))
+    }
+    return {"rows": rows, "histogram": {"edges": edges.tolist(), **counts}, "images": len(without)}
+
+
+def efficiency(runs: Sequence[Mapping[str, Any]]) -> Figures:
+    """C4, Table 4: seconds by phase and image of ``value`` and of ``ingest``; runs with nothing new are left out.
+
+    runs: ``verb``, ``counts`` and ``timings`` (JSON text) of finished runs.
+    """
+    rows = []
+    for verb, counted in (("value", "valued"), ("ingest", "new")):
+        seconds: dict[str, float] = {}
+        images = 0
+        for run in runs:
+            count = int(json.loads(run["counts"] or "{}").get(counted, 0))
+            if run["verb"] == verb and count:
+                images += count
+                for phase, spent in json.loads(run["timings"] or "{}").items():
+                    seconds[phase] = seconds.get(phase, 0.0) + spent
+        total = seconds.pop("total", 0.0)
+        other = total - sum(seconds.values())
+        for phase, spent in [
+            *sorted(seconds.items(), key=lambda item: -item[1]),
+            ("other", other),
+            ("total", total),
+        ]:
+            if images:
+                rows.append(
+                    {
+                        "verb": verb,
+                        "phase": phase,
+                        "images": images,
+                        "seconds": spent,
+                        "seconds_per_image": spent / images,
+                    }
+                )
+    if not rows:
+        raise SettingsError("no finished run took in or valued anything, so there are no timings")
+    return {"rows": rows}

@@ -1,0 +1,203 @@
+"""Import scores of another attribution method into a ledger of its own, beside ours.
+
+Eq. 6 gives credit in proportion to exp(-d). So a score becomes a distance by one of three mappings:
+
+- ``share``: d = -ln(score). At temperature 1 credit is in proportion to the scores. Scores of 0 are no evidence
+and are left
+  out; negative ones are refused.
+- ``similarity``: d = (largest score of the image) - score, for scores of any sign (influence functions): a softmax.
+- ``distance``: d = score.
+
+The new workspace has the training and generated images of the old one, with owners, labels and qualities, and
+evidence of the other method only; `credits`, `report` and `evaluate` work on it, and nothing can be valued into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from gmv_qdrant.errors import FingerprintMismatch, SettingsError, SourceError
+from gmv_qdrant.evaluation.evidence import resolve
+from gmv_qdrant.ledger.ledger import Ledger, insert
+from gmv_qdrant.ledger.runs import recorded
+from gmv_qdrant.settings import FILE, Settings
+
+MAPPINGS = ("share", "similarity", "distance")
+_COPIED = ("training", "sources", "generated")
+
+
+def import_scores(
+    ledger: Ledger,
+    settings: Settings,
+    file: Path,
+    into: Path,
+    *,
+    method: str,
+    batch: str,
+    scores_are: str,
+    most: int,
+) -> dict[str, Any]:
+    """Make the workspace ``into`` from this ledger's images and a Parquet file with the columns generated,
+    training, score.
+
+    Names are URIs, ends of URIs, ids or content hashes. most: best-scored training images kept for each generated one.
+    Raises `SourceError` for a file that can't be read or has other columns, `SettingsError` for unknown names,
+    double pairs, scores that don't fit the mapping, and a folder that is a workspace already.
+    """
+    if scores_are not in MAPPINGS:
+        raise SettingsError(f"scores_are = {scores_are!r} can't be used: it is one of {', '.join(MAPPINGS)}")
+    if (into / FILE).exists():
+        raise SettingsError(f"{into} is a workspace already: imported scores get a new one")
+    table = _read(file)
+    if not table.num_rows:
+        raise SourceError(f"{file} has no rows")
+    generated = _keys(ledger, table["generated"], "generated")
+    training = _keys(ledger, table["training"], "training")
+    scores = table["score"].to_numpy()
+    if not np.isfinite(scores).all():
+        raise SettingsError(f"{file} has scores that are not finite numbers")
+    if len(np.unique(np.stack([generated, training]), axis=1).T) < len(scores):
+        raise SettingsError(f"{file} gives a pair of images more than once: one score a pair is needed")
+    generated, training, distances = _distances(generated, training, scores, scores_are, file)
+    order = np.lexsort((training, distances, generated))
+    generated, training, distances = generated[order], training[order], distances[order]
+    starts = np.flatnonzero(np.diff(generated, prepend=-1))
+    ranks = np.arange(len(generated)) - np.repeat(starts, np.diff([*starts, len(generated)])) + 1
+    keep = ranks <= most
+    kept = {
+        "generated_key": pa.array(generated[keep].astype(np.int32)),
+        "training_key": pa.array(training[keep].astype(np.int32)),
+        "rank": pa.array(ranks[keep].astype(np.int16)),
+        "distance": pa.array(distances[keep]),
+    }
+    _write(
+        ledger, settings, into, kept, file=file, method=method, batch=batch, scores_are=scores_are, most=most
+    )
+    return {
+        "workspace": str(into),
+        "method": method,
+        "scores_are": scores_are,
+        "generated_images": len(starts),
+        "matches": int(keep.sum()),
+        "dropped": int(len(scores) - keep.sum()),
+    }
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        return (
+            duckdb.connect()
+            .execute(
+                "SELECT generated::VARCHAR AS generated, training::VARCHAR AS training, score::DOUBLE AS score "
+                "FROM read_parquet(?)",
+                [str(file)],
+            )
+            .to_arrow_table()
+        )
+    except duckdb.Error as error:
+        first = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise SourceError(
+            f"{file} can't be used ({first}): a Parquet file with the columns generated, training, score is needed"
+        ) from None
+
+
+def _keys(ledger: Ledger, names: pa.ChunkedArray, kind: str) -> np.ndarray:
+    """int64: the key of each name, each distinct one looked up once."""
+    encoded = names.combine_chunks().dictionary_encode()
+    if encoded.null_count:
+        raise SettingsError(f"a row of the file names no {kind} image")
+    distinct = encoded.dictionary.to_pylist()
+    found = resolve(ledger, distinct, kind)
+    keys: np.ndarray = np.array([found[name] for name in distinct], dtype=np.int64)[
+        encoded.indices.to_numpy()
+    ]
+    return keys
+
+
+def _distances(
+    generated: np.ndarray, training: np.ndarray, scores: np.ndarray, scores_are: str, file: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if scores_are == "distance":
+        return generated, training, scores
+    if scores_are == "similarity":
+        groups, of = np.unique(generated, return_inverse=True)
+        best = np.full(len(groups), -np.inf)
+        np.maximum.at(best, of, scores)
+        return generated, training, best[of] - scores
+    if (scores < 0).any():
+        raise SettingsError(
+            f"{file} has negative scores ({scores.min():g}), which can't be shares of credit: say what they are with "
+            "--scores-are similarity (a softmax) or distance"
+        )
+    some = scores > 0
+    if not some.any():
+        raise SettingsError(f"all scores of {file} are 0: they give nobody credit")
+    return generated[some], training[some], -np.log(scores[some])
+
+
+def _write(
+    ledger: Ledger,
+    settings: Settings,
+    into: Path,
+    kept: dict[str, pa.Array],
+    *,
+    file: Path,
+    batch: str,
+    **about: Any,
+) -> None:
+    """Ledger first, ``gmv.toml`` last, like `init`."""
+    name = f"imported:{about['method']}"
+    mine = settings.model_copy(
+        update={"encoder": name, "distance": name, "encoder_weights": None, "qdrant_url": None, "quantization": "none",
+                "views": "none", "rerank": "local", "candidates": int(about["most"])}
+    )  # fmt: skip
+    copied = {table: ledger.query(f"FROM {table}") for table in _COPIED}
+    valued = pa.table({"key": np.unique(kept["generated_key"].to_numpy())})
+    imported = {**about, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        (into / "ledger.duckdb").unlink(missing_ok=True)  # of an import that was killed
+        fresh = Ledger.create(into / "ledger.duckdb")
+        with fresh.write() as con:
+            epoch = ledger.epoch
+            fresh.set_meta(
+                con,
+                settings=mine.evidence(),
+                imported=imported,
+                fingerprint={"imported": imported},
+                epoch=epoch,
+            )
+        with recorded(fresh, "import-scores", mine.evidence()) as run, fresh.write() as con:
+            for table, rows in copied.items():
+                con.register("rows_to_copy", rows)
+                con.execute(f"INSERT INTO {table} BY NAME FROM rows_to_copy")
+                con.unregister("rows_to_copy")
+            con.register("valued", valued)
+            con.execute("DELETE FROM generated WHERE generated_key NOT IN (SELECT key FROM valued)")
+            con.execute(
+                "UPDATE generated SET batch = ?, epoch_valued = ?, recall_radius = NULL", [batch, epoch]
+            )
+            insert(con, "matches", kept)
+            run.counts["valued"] = valued.num_rows
+            fresh.set_meta(con, imported_at=datetime.now(UTC).isoformat())
+        mine.write(into)
+    except OSError as error:
+        raise SettingsError(f"a workspace can't be made at {into}: {error.strerror}") from error
+
+
+def refuse_if_imported(ledger: Ledger, verb: str) -> None:
+    """Imported evidence is of another kind than ours, and they can't be added up."""
+    if kept := ledger.meta().get("imported"):
+        method = json.loads(kept)["method"]
+        raise FingerprintMismatch(
+            f"this workspace has scores imported from {method!r}, and {verb} would mix them with evidence "
+            "of another kind: use the workspace that they were imported from, or another one"
+        )
