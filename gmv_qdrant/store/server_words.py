@@ -47,14 +47,15 @@ def vector_params(spec: CollectionSpec) -> dict[str, m.VectorParams]:
     return {spec.vector_name: params}
 
 
-def conditions_filter(
-    conditions: Sequence[Condition], ids: Iterable[PointId] | None = None
-) -> m.Filter | None:
-    """All conditions (and membership in ``ids``) as one filter; None when there is nothing to ask."""
-    must: list[Any] = [_condition(c) for c in conditions]
-    if ids is not None:
-        must.append(m.HasIdCondition(has_id=[plain_id(i) for i in ids]))
-    return m.Filter(must=must) if must else None
+def conditions_filter(conditions: Sequence[Condition]) -> m.Filter | None:
+    """All conditions as one filter; None when there are none."""
+    return m.Filter(must=[_condition(c) for c in conditions]) if conditions else None
+
+
+def ids_filter(ids: Iterable[PointId], conditions: Sequence[Condition]) -> m.Filter:
+    """Those of ``ids`` that meet all conditions."""
+    among: Any = m.HasIdCondition(has_id=[plain_id(i) for i in ids])
+    return m.Filter(must=[among, *(_condition(c) for c in conditions)])
 
 
 def _condition(condition: Condition) -> Any:

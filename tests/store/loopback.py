@@ -55,7 +55,7 @@ class Collection:
         self.quantization = create.quantization_config
         self.threshold = 1
         self.yellow = 0
-        self.built = False
+        self.builds = True
         shutil.rmtree(path, ignore_errors=True)
         self.shard = q.EdgeShard.create(str(path), self.config())
 
@@ -93,13 +93,20 @@ class Collection:
         self.shard.optimize()
         self.reload()
 
+    def unbuilt(self, info: Any) -> int:
+        """Bytes of vectors that have no index yet."""
+        numbers = sum(v.size for v in self.vectors.values())
+        return max(0, info.points_count - info.indexed_vectors_count) * numbers * 4
+
     def info(self) -> dict[str, Any]:
+        info = self.shard.info()
+        status = "green"
         if self.yellow > 0:
             self.yellow -= 1
             status = "yellow"
-        else:
-            status = "green"
-        info = self.shard.info()
+        elif self.builds and self.unbuilt(info) > self.threshold * 1_024:  # a server's background work
+            self.build()
+            status = "yellow"
         vectors: Any = {n: v.model_dump(mode="json", exclude_none=True) for n, v in self.vectors.items()}
         return {
             "status": status,

@@ -75,6 +75,22 @@ def test_upserting_again_replaces(make_store: MakeStore) -> None:
     assert set(hits.ids) == {ids[3], ids[13]}
 
 
+def test_the_last_of_equal_ids_wins(make_store: MakeStore) -> None:
+    store = make_store(SPEC)
+    ids: list[PointId] = [i % 1_500 for i in range(3_000)]
+    store.upsert(ids, clustered(3_000, 16), [{"n": i} for i in range(3_000)])
+    assert store.count() == 1_500
+    assert {p.payload["n"] for page in store.scroll() for p in page} == set(range(1_500, 3_000))
+
+
+def test_purging_keeps_what_is_alive(make_store: MakeStore) -> None:
+    store = make_store(SPEC)
+    ids, _ = filled(store, 300)
+    store.delete(ids[:100])
+    store.purge()
+    assert {p.id for page in store.scroll() for p in page} == set(ids[100:])
+
+
 @pytest.mark.parametrize("distance", ["cosine", "dot", "euclid"])
 @pytest.mark.parametrize("name", ["recall", ""])
 def test_search_agrees_with_numpy(make_store: MakeStore, distance: Any, name: str) -> None:
