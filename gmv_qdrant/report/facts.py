@@ -311,7 +311,7 @@ def beneficiaries(ledger: Ledger, key: int, function: ValueFunction, most: int) 
 def training_keys(ledger: Ledger, *, owner: str | None = None, named: str = "") -> pa.Table:
     """Keys of the training images with a source of this owner ('' is nobody) and ``named`` in its URI or label."""
     with ledger.read(locked=True) as con:
-        return _rows(
+        return _arrow(
             con,
             """SELECT DISTINCT training_key FROM sources
             WHERE ($owner IS NULL OR coalesce(owner, '') = $owner)
