@@ -1,0 +1,203 @@
+"""The fit against brute force, the figures against whole matrices, the probes against their documentation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+from PIL import Image, ImageOps
+
+from gmv_qdrant import Workspace
+from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.evaluation.calibration import fit, parent_figures
+from gmv_qdrant.evaluation.probes import LIGHTEST_PARENT, Recipe, make_probe, recipes
+
+
+def drawn(
+    temperature: float, probes: int = 4000, candidates: int = 20, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances, and one parent each drawn with the probability that Eq. 6 gives at this temperature."""
+    random = np.random.default_rng(seed)
+    d = np.sort(random.uniform(0.2, 0.8, size=(probes, candidates)), axis=1)
+    p = np.exp(-d / temperature)
+    p /= p.sum(axis=1, keepdims=True)
+    chosen = (p.cumsum(axis=1) < random.random((probes, 1))).sum(axis=1)
+    return d, np.eye(candidates)[chosen.clip(max=candidates - 1)]
+
+
+def likelihood(d: np.ndarray, w: np.ndarray, temperature: float) -> float:
+    scores = -d / temperature
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return float((w * scores).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+def test_the_fit_finds_the_temperature_that_made_the_data(temperature: float) -> None:
+    d, w = drawn(temperature)
+    found = fit(d, w)
+    assert found.temperature == pytest.approx(temperature, rel=0.15)
+    assert not found.at_bound
+    grid = temperature * np.geomspace(0.5, 2, 201)
+    best = max(likelihood(d, w, t) for t in grid)
+    assert found.log_likelihood == pytest.approx(likelihood(d, w, found.temperature))
+    assert found.log_likelihood >= best - 1e-9
+
+
+def test_the_fit_doesnt_mind_the_unit_of_the_distance() -> None:
+    d, w = drawn(0.1)
+    one, thousand = fit(d, w), fit(1000 * d, w)
+    assert thousand.temperature == pytest.approx(1000 * one.temperature, rel=1e-3)
+
+
+def test_missing_candidates_weigh_nothing() -> None:
+    d, w = drawn(0.1)
+    wider = np.hstack([d, np.full((len(d), 5), np.inf)])
+    found = fit(wider, np.hstack([w, np.zeros((len(w), 5))]))
+    assert found.temperature == pytest.approx(fit(d, w).temperature, rel=1e-6)
+
+
+def test_the_mass_of_nobody_is_found() -> None:
+    """Half of the probes have a parent at .2 among strangers at .6; the other half only strangers, from .55 on."""
+    random = np.random.default_rng(5)
+    d = np.sort(
+        np.vstack([random.normal(0.6, 0.02, (400, 20)), random.normal(0.62, 0.02, (400, 20))]), axis=1
+    )
+    w = np.zeros_like(d)
+    d[:400, 0], w[:400, 0] = random.normal(0.2, 0.02, 400), 1.0
+    found = fit(d, w, no_contributor=True)
+    assert found.no_contributor is not None
+    assert 0.25 < found.no_contributor < 0.56
+    credit = parent_figures(
+        d, w, training=1000, temperature=found.temperature, no_contributor=found.no_contributor
+    ).parent_share
+    assert credit > 0.45  # half of the probes have no parent at all
+
+
+def test_nothing_to_fit_is_a_sentence() -> None:
+    d, w = drawn(0.1)
+    with pytest.raises(SettingsError, match="nothing to fit"):
+        fit(d, np.zeros_like(w))
+    with pytest.raises(SettingsError, match="all distances are equal"):
+        fit(np.ones_like(d), w)
+
+
+def test_figures_equal_those_of_the_whole_matrix() -> None:
+    random = np.random.default_rng(2)
+    images, candidates, training, k = 40, 12, 50, 6
+    d = np.sort(random.uniform(0.1, 0.5, (images, candidates)), axis=1)
+    who = np.stack([random.permutation(training)[:candidates] for _ in range(images)])
+    truth = np.zeros((images, training))
+    for row in truth:
+        row[random.permutation(training)[:2]] = (0.7, 0.3)
+    w = np.take_along_axis(truth, who, axis=1)
+    weights = np.tile([0.7, 0.3], (images, 1))
+    given = oracle.contributions(d, who, training, k, 0.05, np.ones(images))
+    found = parent_figures(d, w, training=training, weights=weights, k=k, temperature=0.05)
+    share = (given * (truth > 0)).sum(axis=1)
+    assert found.parent_share == pytest.approx(share.mean())
+    assert found.parent_share_se == pytest.approx(share.std(ddof=1) / np.sqrt(images))
+    assert found.correlation == pytest.approx(np.corrcoef(truth.ravel(), given.ravel())[0, 1])
+    within = np.corrcoef(w[:, :k].ravel(), np.take_along_axis(given, who, axis=1)[:, :k].ravel())[0, 1]
+    assert found.correlation_within == pytest.approx(within)
+    assert found.recalled == pytest.approx((w == 0.7).any(axis=1).mean())
+    assert found.first_rate == pytest.approx((w[:, 0] == 0.7).mean())
+    assert found.rank == np.median(np.flatnonzero((w == 0.7).ravel()) % candidates) + 1
+
+
+def test_figures_perfect_and_all_ties() -> None:
+    d, w = np.tile([0.0, 5.0, 6.0], (4, 1)), np.tile([1.0, 0.0, 0.0], (4, 1))
+    perfect = parent_figures(d, w, training=10, temperature=0.01)
+    assert (perfect.parent_share, perfect.first_rate, perfect.rank) == (1.0, 1.0, 1.0)
+    assert perfect.correlation == pytest.approx(1.0)
+    assert perfect.effective_contributors == pytest.approx(1.0)
+    flat = parent_figures(np.ones((4, 3)), w, training=10)
+    assert flat.parent_share == pytest.approx(1 / 3)
+    assert flat.effective_contributors == pytest.approx(3.0)
+    assert flat.correlation_within == 0.0
+    unseen = parent_figures(d, np.zeros_like(w), training=10, weights=np.ones((4, 1)))
+    assert (unseen.recalled, unseen.parent_share, unseen.first_rate) == (0.0, 0.0, 0.0)
+    assert np.isnan(unseen.rank)
+    assert unseen.correlation < 0
+
+
+def test_recipes_repeat_and_stay_within_a_label() -> None:
+    labels = [str(i % 4) for i in range(100)]
+    one = recipes(60, labels, seed=3)
+    assert one == recipes(60, labels, seed=3)
+    assert one != recipes(60, labels, seed=4)
+    assert len({recipe.parents[0] for recipe in one}) == 60  # nobody twice, while there are enough
+    assert 0.3 < np.mean([len(recipe.parents) == 2 for recipe in one]) < 0.7
+    for recipe in one:
+        assert sum(recipe.weights) == pytest.approx(1.0)
+        assert recipe.weights[0] >= 0.5
+        assert min(recipe.weights) >= LIGHTEST_PARENT - 1e-9
+        assert len({labels[row] for row in recipe.parents}) == 1
+    assert len(recipes(250, labels, seed=0)) == 250  # more probes than images
+
+
+def test_a_probe_resembles_its_parent_and_repeats() -> None:
+    y, x = np.mgrid[:48, :64]
+    parent = Image.fromarray(np.stack([4 * x, 5 * y, 2 * (x + y)], axis=2).clip(0, 255).astype(np.uint8))
+    for seed in range(20):
+        recipe = Recipe((0,), (1.0,), seed)
+        probe = make_probe(recipe, [parent])
+        assert probe.size == parent.size
+        assert probe.tobytes() == make_probe(recipe, [parent]).tobytes()
+        gaps = [
+            np.sqrt(((np.asarray(probe, float) - np.asarray(view, float)) ** 2).mean())
+            for view in (parent, ImageOps.mirror(parent))
+        ]
+        assert min(gaps) < 45  # of 255: cropped, jittered, blurred, but the same picture
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 smooth random pictures of 6 labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, size=(240, 5, 5, 3), dtype=np.uint8)
+    images = [np.asarray(Image.fromarray(s).resize((32, 32), Image.Resampling.BICUBIC)) for s in small]
+    oracle.write_png(np.stack(images), folder, "picture-")
+    lines = [f"picture-{i:05d}.png,{i % 6}" for i in range(240)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("views", ["none", "flip"])
+def test_calibrate_moves_credit_to_the_parents_of_images_it_never_saw(
+    pictures: Path, tmp_path: Path, views: str
+) -> None:
+    made = tmp_path / "made"
+    with_truth = recipes(60, [str(i % 6) for i in range(240)], seed=77)
+    paths = sorted(pictures.glob("*.png"))
+    images = [make_probe(r, [oracle.rgb(paths[row]) for row in r.parents]) for r in with_truth]
+    oracle.write_png(np.stack([np.asarray(image) for image in images]), made, "made-")
+    lines = ["file_name,parents,weights"]
+    for i, recipe in enumerate(with_truth):
+        names = json.dumps([paths[row].name for row in recipe.parents]).replace('"', '""')
+        lines.append(f'made-{i:05d}.png,"{names}","{json.dumps(list(recipe.weights))}"')
+    (made / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+    workspace = Workspace.init(
+        tmp_path / "ws", encoder="pixels:16", distance="l2@16", quality="none", candidates=60, quantization="none",
+        views=views,
+    )  # fmt: skip
+    workspace.ingest([pictures])
+    workspace.value([made])
+    fitted = workspace.calibrate(name="mine", probes=150, seed=1)
+    again = workspace.calibrate(name="mine", probes=150, seed=1)
+    assert again == fitted
+    assert fitted["after"]["parent_share"] > 5 * fitted["before"]["parent_share"]
+    assert fitted["before"]["effective_contributors"] > 29
+    rows = workspace.evaluate("known-parents", options={"calibrations": ("mine",)})["rows"]
+    paper, calibrated = rows
+    assert (paper["values"], calibrated["values"]) == ("paper", "calibration mine")
+    assert calibrated["parent_share"] > 5 * paper["parent_share"]
+    if views == "flip":
+        assert calibrated["parent_share"] > 0.8
+        assert calibrated["first_rate"] > 0.9
+    credits = workspace.credits("image", calibration="mine").fetchall()
+    assert sum(row[3] for row in credits) == pytest.approx(60)
