@@ -8,13 +8,21 @@ from gmv_qdrant.workspace import Workspace
 
 
 def synthetic(
-    folder: Path, *, generated: int, training: int = 300, matches: int = 30, owners: int = 7, images: bool = False
+    folder: Path,
+    *,
+    generated: int,
+    training: int = 300,
+    matches: int = 30,
+    owners: int = 7,
+    images: bool = False,
 ) -> Workspace:
     """A workspace whose ledger has so many rows; with ``images``, small PNG files stand behind them.
 
-    Distances grow with the rank, qualities are spread over (0.1, 0.9), and everything is a function of the row's number.
+    Distances grow with the rank, qualities are spread over (0.1, 0.9), and everything follows from the row's number.
     """
-    workspace = Workspace.init(folder, encoder="pixels:8", distance="l2@8", quality="piqe", candidates=matches)
+    workspace = Workspace.init(
+        folder, encoder="pixels:8", distance="l2@8", quality="piqe", candidates=matches
+    )
     uri = f"{folder}/files/"
     with workspace.ledger.write() as con:
         con.execute(
@@ -22,8 +30,8 @@ def synthetic(
             FROM range(1, {training + 1}) r(i)"""
         )
         con.execute(
-            f"""INSERT INTO sources SELECT i, '{uri}training-' || i || '.png', 'owner ' || i % {owners}, 'label ' || i % 10,
-            NULL, NULL, NULL, NULL FROM range(1, {training + 1}) r(i)"""
+            f"""INSERT INTO sources SELECT i, '{uri}training-' || i || '.png', 'owner ' || i % {owners},
+            'label ' || i % 10, NULL, NULL, NULL, NULL FROM range(1, {training + 1}) r(i)"""
         )
         con.execute(
             f"""INSERT INTO generated SELECT j, 'made-' || j, 'hash-' || j, '{uri}generated-' || j || '.png',

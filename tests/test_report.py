@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from synthetic import synthetic
 
 from gmv_qdrant import LedgerError, SettingsError, ValueFunction, Workspace
 from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.report import facts, page, plots
 from gmv_qdrant.report.facts import Snapshot
 from gmv_qdrant.report.thumbnails import SMALL, Thumbnails
-
-from synthetic import synthetic
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -340,7 +340,7 @@ def _with_keys(ledger: Ledger, keys: Sequence[int], sql: str) -> list[Row]:
 def _has_intervals(con: Connection) -> bool:
     """A ledger keeps the macros that it was made with, and early ones had no intervals."""
     found = con.execute("SELECT 1 FROM duckdb_functions() WHERE function_name = 'credit_intervals' LIMIT 1")
-    return found.fetchone() is not None
+    return bool(found.fetchall())
 
 
 def _arrow(con: Connection, sql: str, parameters: Any = ()) -> pa.Table:

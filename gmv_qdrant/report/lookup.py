@@ -130,5 +130,5 @@ def _valued(
         insert(con, "matches", evidence_columns([0], [matches]))
         arguments = function.sql()
         rows = con.sql(f"FROM contributions({arguments}) ORDER BY rank").to_arrow_table().to_pylist()
-        effective = con.execute(f"SELECT effective FROM effective_contributors({arguments})").fetchone()
-    return rows, None if effective is None else effective[0]
+        effective = con.execute(f"SELECT effective FROM effective_contributors({arguments})").fetchall()
+    return rows, effective[0][0] if effective else None
