@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,7 +30,7 @@ PREFLIGHT = 5.0
 class ServerConfig:
     """Where a Qdrant server is and how to talk to it."""
 
-    url: str
+    url: str = field(repr=False)
     api_key: SecretStr | None = None
     timeout: float = 60.0
     """Seconds that one request may take (rounded up to whole seconds)."""
@@ -57,7 +57,12 @@ class Connection:
         from qdrant_client import QdrantClient
 
         self.config = config
-        self.shown = _without_secrets(config.url)
+        self.shown = self._clean(_without_secrets(config.url))
+        if "@" in config.url.partition("?")[0]:
+            raise StoreError(
+                f"the URL of {self.shown} carries a user or a password, which Qdrant has no use for: "
+                "give the API key as QDRANT_API_KEY."
+            )
         key = config.api_key.get_secret_value() if config.api_key else None
         try:
             with warnings.catch_warnings():
