@@ -207,11 +207,11 @@ class Snapshot:
     def credit_curve(self, points: int = 200) -> list[tuple[float, float]]:
         """(share of training images, share of credit they hold), the most valued first; both in [0, 1]."""
         rows = self.ask(
-            f"""WITH running AS (
-                SELECT place / count(*) OVER () AS x, sum(value) OVER (ORDER BY place) AS y, sum(value) OVER () AS whole
-                FROM training_values)
-            SELECT ceil(x * {points}) / {points} AS x, max(y) / any_value(whole) AS y FROM running WHERE whole > 0
-            GROUP BY ceil(x * {points}) ORDER BY x"""
+            f"""WITH steps AS (
+                SELECT ceil(place * {points} / images) AS step, max(place / images) AS x, sum(value) AS held
+                FROM training_values, (SELECT count(*) AS images FROM training_values) GROUP BY step)
+            SELECT x, sum(held) OVER (ORDER BY step) / sum(held) OVER () AS y FROM steps
+            WHERE (SELECT sum(held) FROM steps) > 0 ORDER BY step"""
         )
         return [(0.0, 0.0), *((row["x"], row["y"]) for row in rows)] if rows else []
 

@@ -95,6 +95,7 @@ class Pages:
         self.snapshots = Snapshots(ledger)
         self.thumbnails = Thumbnails(root)
         self.lookup = Lookup(root, settings, ledger)
+        self._shown: dict[tuple[str, int], Row] = {}  # so that a page's pictures don't each open the ledger
         self.env = page.environment()
         self.templates = Path(__file__).parent / "templates"
 
@@ -135,6 +136,8 @@ class Pages:
         )
 
     def _page(self, template: str, request: Request, status: int = 200, **values: Any) -> HTMLResponse:
+        if len(self._shown) > 10_000:
+            self._shown = {}
         choices = self._choices(request)
 
         def url(path: str, **changes: Any) -> str:
@@ -144,6 +147,7 @@ class Pages:
             return path + ("?" + urlencode(wanted) if wanted else "")
 
         def picture(kind: str, image: Row, size: int = SMALL) -> page.Shown:
+            self._shown[kind, image["key"]] = image
             return page.Shown(f"/pictures/{kind}/{image['key']}/{size}")
 
         values |= {
@@ -284,12 +288,10 @@ class Pages:
 
     def picture(self, request: Request) -> Response:
         kind, key, size = (request.path_params[name] for name in ("kind", "key", "size"))
-        look_up = {"training": facts.training_names, "generated": facts.generated_names}.get(kind)
-        image = (
-            look_up(self.ledger, [key]).get(key)
-            if look_up and key < 1 << 31 and size in (SMALL, LARGE)
-            else None
-        )
+        image = None
+        if size in (SMALL, LARGE) and key < 1 << 31:
+            look_up = {"training": facts.training_names, "generated": facts.generated_names}.get(kind)
+            image = self._shown.get((kind, key)) or (look_up and look_up(self.ledger, [key]).get(key))
         if image is None:
             raise HTTPException(404, "There is no such picture.")
         found = self.thumbnails.get(image, size)
