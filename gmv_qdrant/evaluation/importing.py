@@ -92,16 +92,12 @@ def import_scores(
 
 
 def _read(file: Path) -> pa.Table:
+    columns = "generated::VARCHAR AS generated, training::VARCHAR AS training, score::DOUBLE AS score"
     try:
-        return (
-            duckdb.connect()
-            .execute(
-                "SELECT generated::VARCHAR AS generated, training::VARCHAR AS training, score::DOUBLE AS score "
-                "FROM read_parquet(?)",
-                [str(file)],
-            )
-            .to_arrow_table()
-        )
+        with duckdb.connect() as con:
+            return con.sql(
+                f"SELECT {columns} FROM read_parquet($file)", params={"file": str(file)}
+            ).to_arrow_table()
     except duckdb.Error as error:
         first = (str(error).splitlines() or [""])[0].rstrip(".")
         raise SourceError(

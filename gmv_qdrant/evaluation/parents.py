@@ -70,7 +70,7 @@ def parents_of(attributes: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _listed(attributes: dict[str, Any], column: str) -> list[Any]:
     value = attributes.get(column)
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         try:
             value = json.loads(value)
         except ValueError:
