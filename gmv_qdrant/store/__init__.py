@@ -9,8 +9,9 @@ from .base import CollectionSpec, Condition, VectorStore
 
 if TYPE_CHECKING:
     from ..settings import Settings
+    from .server import ServerConfig, ServerStore
 
-__all__ = ["EDGE_FOLDER", "open_store"]
+__all__ = ["EDGE_FOLDER", "open_existing", "open_store"]
 
 EDGE_FOLDER = "qdrant"
 """The embedded store's folder in a workspace."""
@@ -26,13 +27,31 @@ def open_store(root: Path, settings: Settings, spec: CollectionSpec) -> VectorSt
         from .edge import EdgeStore
 
         return EdgeStore.open(root / EDGE_FOLDER, spec)
-    from .server import ServerConfig, ServerStore
+    from .server import ServerStore
 
-    config = ServerConfig(
-        url=settings.qdrant_url,
+    return ServerStore.open_or_create(_config(settings), spec, _tenant(settings))
+
+
+def open_existing(settings: Settings, vector_name: str | None) -> ServerStore:
+    """The server's collection as it is: nothing is made or changed. ``vector_name`` None: its only vector.
+
+    Raises `StoreError` when it isn't there, `CollectionMismatch` when it has no such vector, `StoreUnavailable`.
+    """
+    from .server import ServerStore
+
+    return ServerStore.open(_config(settings), settings.collection, vector_name, _tenant(settings))
+
+
+def _config(settings: Settings) -> ServerConfig:
+    from .server import ServerConfig
+
+    return ServerConfig(
+        url=settings.qdrant_url or "",
         api_key=settings.api_key,
         timeout=settings.qdrant_timeout,
         prefer_grpc=settings.qdrant_grpc,
     )
-    tenant = tuple(Condition(name, (value,)) for name, value in settings.tenant.items())
-    return ServerStore.open_or_create(config, spec, tenant)
+
+
+def _tenant(settings: Settings) -> tuple[Condition, ...]:
+    return tuple(Condition(name, (value,)) for name, value in settings.tenant.items())

@@ -27,6 +27,7 @@ from gmv_qdrant.store.server import ServerConfig, ServerStore
 SPEC = CollectionSpec("training", 16)
 EXACT = SearchParams(exact=True)
 KEY = "sk-3f9a7c-very-secret"
+PASSWORD = "open-sesame"
 
 
 @pytest.fixture
@@ -404,7 +405,7 @@ def test_the_key_appears_nowhere(
     caplog.set_level(logging.DEBUG)
     server.api_key = KEY
     secret = replace(config, api_key=SecretStr(KEY), patience=0.5)
-    with_password = replace(secret, url=server.url.replace("//", "//user:sesame@"))
+    with_password = replace(secret, url=server.url.replace("//", f"//user:{PASSWORD}@"))
     seen: list[str] = [repr(secret), repr(with_password)]
     store = ServerStore.create(secret, SPEC)
     seen += [repr(store), str(vars(store)), repr(store._connection)]
@@ -424,7 +425,7 @@ def test_the_key_appears_nowhere(
         fails(store.count)
         server.faults.clear()
     fails(lambda: ServerStore.open(replace(secret, api_key=SecretStr(KEY + "x")), "training"))
-    fails(lambda: ServerStore.open(replace(secret, url=f"ftp://user:sesame@x/{KEY}"), "training"))
+    fails(lambda: ServerStore.open(replace(secret, url=f"ftp://user:{PASSWORD}@x/{KEY}"), "training"))
     fails(lambda: ServerStore.open(secret, "absent"))
     fails(lambda: ServerStore.open(with_password, "training"))
     assert "give the API key as QDRANT_API_KEY" in seen[-2]
@@ -432,7 +433,7 @@ def test_the_key_appears_nowhere(
     seen += [caplog.text, output.out, output.err]
     for text in seen:
         assert KEY not in text
-        assert "sesame" not in text
+        assert PASSWORD not in text
 
 
 def test_read_only_use_writes_nothing(server: Loopback, config: ServerConfig) -> None:
