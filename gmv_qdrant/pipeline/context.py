@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +17,14 @@ from PIL import Image
 
 from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
 from gmv_qdrant.encoders.base import Encoder, Metric, Storage
-from gmv_qdrant.errors import FingerprintMismatch
+from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.quality import load_quality
 from gmv_qdrant.settings import Settings
-from gmv_qdrant.store import open_store
+from gmv_qdrant.store import open_existing, open_store
 from gmv_qdrant.store.base import CollectionSpec, VectorStore
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class Context:
     settings: Settings
     ledger: Ledger
     progress: Progress
+    remake_store: bool = False
+    """Make a server's collection anew when it was lost: for `check --repair`, which fills it again."""
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -91,7 +95,11 @@ class Context:
     def rerank_shape(self) -> Shape:
         """Of re-rank vectors."""
         kept = self.ledger.meta().get("rerank_shape")
-        return Shape.parse(kept) if kept else Shape(self.distance.dim, self.distance.metric, self.distance.storage)
+        return (
+            Shape.parse(kept)
+            if kept
+            else Shape(self.distance.dim, self.distance.metric, self.distance.storage)
+        )
 
     @cached_property
     def quality(self) -> QualityMetric | None:
@@ -104,25 +112,82 @@ class Context:
 
     @cached_property
     def store(self) -> VectorStore:
-        """The recall vectors; made when it isn't there."""
+        """The recall vectors. Made when there are none yet; never made where a collection was adopted, or was lost.
+
+        Raises `CollectionMismatch` when a server's collection holds what this workspace didn't put there: what a killed
+        run leaves behind is deleted, so nobody else's points may be in it.
+        """
+        settings = self.settings
+        if not self.owns_collection:
+            store = open_existing(settings, settings.vector_name)
+            if store.spec.dim != self.recall_shape.dim:
+                store.close()
+                raise CollectionMismatch(
+                    f"the collection {settings.collection!r} now has vectors of {store.spec.dim} numbers, not "
+                    f"{self.recall_shape.dim} as when it was adopted: adopt it in another workspace"
+                )
+            return store
         spec = CollectionSpec(
-            name=self.settings.collection,
+            name=settings.collection,
             dim=self.recall_shape.dim,
-            vector_name=self.settings.vector_name,
-            quantization=self.settings.quantization,
+            vector_name=settings.vector_name,
+            quantization=settings.quantization,
         )
-        return open_store(self.root, self.settings, spec)
+        if settings.qdrant_url is None:
+            return open_store(self.root, settings, spec)
+        ours = self.ledger.meta().get("collection_is_ours") == "true"
+        if ours and not self.remake_store:
+            open_existing(settings, settings.vector_name).close()  # raises where it was deleted
+        made = open_store(self.root, settings, spec)
+        try:
+            if not ours:
+                self._claim_collection(made)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _claim_collection(self, store: VectorStore) -> None:
+        if there := store.count():
+            raise CollectionMismatch(
+                f"the collection {self.settings.collection!r} holds {there} points that this workspace didn't put "
+                "there: choose another name with --collection, or use them as they are with 'gmv-qdrant adopt'"
+            )
+        with self.ledger.write() as con:
+            self.ledger.set_meta(con, collection_is_ours=True)
 
     @property
     def owns_collection(self) -> bool:
         """False for an adopted collection: nothing of it is ever removed."""
         return "adopted" not in self.ledger.meta()
 
+    @cached_property
+    def query_length(self) -> float:
+        """Length of generated images' recall vectors: 1, but in adopted Euclidean collections that of theirs."""
+        adopted = self.ledger.meta().get("adopted")
+        return float(json.loads(adopted).get("length", 1.0)) if adopted else 1.0
+
+    @cached_property
+    def on_cpu(self) -> bool:
+        return resolve_device(self.runtime.device) == "cpu"
+
     @property
     def batch_size(self) -> int:
-        if self.settings.batch_size:
-            return self.settings.batch_size
-        return 256 if resolve_device(self.runtime.device).partition(":")[0] == "cuda" else 32
+        """Images that are prepared together; networks take them in batches of up to this size."""
+        return self.settings.batch_size or (64 if self.on_cpu else 256)
+
+    @cached_property
+    def embed_recall(self) -> Forward:
+        return self._forward(self.encoder)
+
+    @cached_property
+    def embed_rerank(self) -> Forward:
+        return self._forward(self.distance)
+
+    def _forward(self, encoder: Encoder) -> Forward:
+        # on a CPU the thread's own time is judged: other processes may be using the cores, too
+        clock = time.thread_time if self.on_cpu else time.perf_counter
+        return Forward(encoder, self.batch_size, clock=clock, fixed=bool(self.settings.batch_size))
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -112,11 +112,15 @@ class Embedder:
 
     def _encode(self, run: Run, batch: list[_Prepared]) -> Iterator[Embedded]:
         with run.timed("recall embedding"):
-            recall = through(self.recall, torch.cat([item.recall for item in batch]))
+            recall = self.context.embed_recall(torch.cat([item.recall for item in batch]))
         rerank = recall if self.shared else None
+        if self.context.query_length != 1.0:
+            recall = recall * np.float32(self.context.query_length)
         if self.rerank:
             with run.timed("re-rank embedding"):
-                rerank = through(self.rerank, torch.cat([i.rerank for i in batch if i.rerank is not None]))
+                rerank = self.context.embed_rerank(
+                    torch.cat([item.rerank for item in batch if item.rerank is not None])
+                )
         for index, item in enumerate(batch):
             rows = slice(index * len(self.views), (index + 1) * len(self.views))
             mine = recall[rows], rerank[rows] if rerank is not None else None
@@ -128,18 +132,6 @@ class Embedder:
                 with run.timed("quality"):
                     score = self.quality.score(item.image)
             yield Embedded(item.loaded, *item.size, mine[0], mine[1], score)
-
-
-def through(encoder: Encoder, tensors: torch.Tensor) -> np.ndarray:
-    """Encode a batch, in halves when the device has no room for the whole of it."""
-    try:
-        return encoder.encode(tensors)
-    except torch.OutOfMemoryError:
-        if len(tensors) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(tensors) // 2
-    return np.concatenate([through(encoder, tensors[:half]), through(encoder, tensors[half:])])
 
 
 @dataclass(slots=True)

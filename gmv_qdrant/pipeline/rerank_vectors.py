@@ -19,7 +19,6 @@ from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features, stores_rerank
-from gmv_qdrant.pipeline.loading import through
 from gmv_qdrant.pipeline.streams import batched, mapped
 from gmv_qdrant.store.base import parse_point_id
 
@@ -150,7 +149,7 @@ class RerankVectors:
                 else:
                     self.run.quarantine(str(key), str(result))
             if good:
-                vectors = through(encoder, torch.stack([tensor for _, tensor in good]))
+                vectors = self.context.embed_rerank(torch.stack([tensor for _, tensor in good]))
                 yield from zip([key for key, _ in good], vectors[:, None], strict=True)
             self.context.progress.advance(len(batch))
 

@@ -1,0 +1,103 @@
+"""Shared by the benchmarks of this folder: images, clocks, memory, and one JSON document on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def read_images(source: Path, count: int) -> list[Image.Image]:
+    """The first images of a folder, or of the array ``images`` in an .npz file.
+
+    An .npz file without that array is read by the ``load.py`` of the data kit that it stands in.
+    """
+    if source.is_dir():
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
+        return [Image.open(path).convert("RGB") for path in paths[:count]]
+    with np.load(source) as archive:
+        arrays = archive["images"] if "images" in archive else None
+    if arrays is None:
+        arrays = runpy.run_path(str(source.parents[1] / "load.py"))["load"](source)["images"]
+    return [Image.fromarray(array).convert("RGB") for array in arrays[:count]]
+
+
+def write_images(images: Iterable[Image.Image], folder: Path) -> Path:
+    """PNG files, as users have them."""
+    folder.mkdir(parents=True)
+    for index, image in enumerate(images):
+        image.save(folder / f"{index:06d}.png", compress_level=1)
+    return folder
+
+
+def seconds(call: Callable[[], Any]) -> dict[str, Any]:
+    """Wall and processor seconds of ``call``; other work on the machine disturbs the second less."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, int]]:
+    """Peak MB of this process within the block: ``own`` is what can't be dropped, ``mapped`` files in use.
+
+    Where there is no /proc, the block runs and the peaks stay 0.
+    """
+    peak = {"own": 0, "mapped": 0}
+    done = threading.Event()
+    status = Path("/proc/self/status")
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            for name, key in (("own", "RssAnon"), ("mapped", "RssFile")):
+                peak[name] = max(peak[name], int(lines[key].split()[0]) >> 10)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if status.exists():
+        watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        if watcher.is_alive():
+            watcher.join()
+
+
+def disk_mb(folder: Path) -> float:
+    return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, 1)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on; ``load`` is the number of processes that wanted a core at the start."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "load": round(os.getloadavg()[0], 1),
+        **{name: version(name) for name in ("torch", "qdrant-edge-py", "duckdb")},
+    }
+
+
+def note(*words: object) -> None:
+    print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
+
+
+def show(figures: Mapping[str, Any], out: Path | None = None) -> None:
+    """Figures as JSON on stdout, and in a file."""
+    text = json.dumps(figures, indent=2, default=float)
+    print(text)
+    if out:
+        out.write_text(text + "\n")

@@ -1,0 +1,139 @@
+"""`ingest` and `value`, end to end, against the bare forward passes of the same networks at their best batch size.
+
+    python scripts/bench/throughput.py --training FOLDER_OR_NPZ --generated FOLDER_OR_NPZ --encoder timm:... --weights FILE
+
+The bare side has its images decoded, resized and stacked beforehand, and only counts the networks. Both sides in one
+process, taking turns ``--repeat`` times; the best of each counts. Prints one JSON document: milliseconds an image by the
+clock and by the processor, their ratio, and where the end-to-end time went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, note, read_images, seconds, show, write_images
+from PIL import Image
+
+from gmv_qdrant import Workspace
+from gmv_qdrant.encoders import Encoder, Runtime, load_distance, load_encoder
+from gmv_qdrant.quality import load_quality
+
+
+class Bare:
+    """The networks alone, on tensors that are ready."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        runtime = Runtime(device=options.device, precision=options.precision)
+        self.batches: list[int] = options.batches
+        self.networks: dict[str, Encoder] = {
+            "recall": load_encoder(options.encoder, weights=options.weights, runtime=runtime)
+        }
+        if options.distance != "none":
+            self.networks["re-rank"] = load_distance(options.distance, runtime=runtime)
+        self.quality = load_quality(options.quality, runtime=runtime)
+        self.best: dict[str, int] = {}
+
+    def prepare(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.stack([encoder.prepare(image) for image in images])
+            for name, encoder in self.networks.items()
+        }
+
+    def choose(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The batch size that each network is fastest at."""
+        for name, encoder in self.networks.items():
+            some = tensors[name][: max(self.batches)]
+            encoder.encode(some[:2])
+            tried = {
+                size: min(seconds(lambda n=size: [encoder.encode(p) for p in some.split(n)])["wall"] for _ in "ab")
+                for size in self.batches
+                if size <= len(some)
+            }
+            self.best[name] = min(tried, key=lambda size: tried[size])
+
+    def run(self, tensors: dict[str, torch.Tensor], images: list[Image.Image] | None) -> dict[str, Any]:
+        def forward() -> None:
+            for name, encoder in self.networks.items():
+                for part in tensors[name].split(self.best[name]):
+                    encoder.encode(part)
+            for image in images or []:
+                if self.quality:
+                    self.quality.score(image)
+
+        return seconds(forward)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--training", type=Path, required=True)
+    parser.add_argument("--generated", type=Path, required=True)
+    parser.add_argument("-n", type=int, default=512)
+    parser.add_argument("-m", type=int, default=256)
+    parser.add_argument("--encoder", default="clip")
+    parser.add_argument("--weights", help="a file with the encoder's weights")
+    parser.add_argument("--distance", default="dreamsim")
+    parser.add_argument("--quality", default="maniqa")
+    parser.add_argument("--quantization", default="pq")
+    parser.add_argument("--rerank", default="local")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    figures: dict[str, Any] = {
+        "machine": machine(),
+        **{name: getattr(options, name) for name in ("encoder", "distance", "quality", "precision", "rerank")},
+    }
+    training, generated = read_images(options.training, options.n), read_images(options.generated, options.m)
+    figures |= {"training": len(training), "generated": len(generated)}
+    work = Path(tempfile.mkdtemp(prefix="gmv-throughput-"))
+    folders = {"ingest": write_images(training, work / "training"), "value": write_images(generated, work / "generated")}
+    bare = Bare(options)
+    tensors = {"ingest": bare.prepare(training), "value": bare.prepare(generated)}
+    bare.choose(tensors["ingest"])
+    figures["best_batch"] = bare.best
+    runs: dict[str, list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]] = {"ingest": [], "value": []}
+    for turn in range(options.repeat):
+        root = work / f"workspace {turn}"
+        workspace = Workspace.init(
+            root, encoder=options.encoder, encoder_weights=options.weights, distance=options.distance,
+            quality=options.quality, quantization=options.quantization, rerank=options.rerank,
+        )  # fmt: skip
+        opened = Workspace(root, device=options.device, precision=options.precision)
+        for verb, images in (("ingest", None), ("value", generated)):
+            gc.collect()
+            alone = bare.run(tensors[verb], images)
+            summary: dict[str, Any] = {}
+            whole = seconds(lambda verb=verb, s=summary: s.update(getattr(opened, verb)([folders[verb]])))
+            phases = summary["seconds"]
+            # loading networks, and quantizing at the end of an ingest, aren't paid per image
+            whole["images"] = phases["total"] - phases.get("optimize", 0.0)
+            runs[verb].append((alone, whole, phases))
+            note(verb, turn, {**whole, "bare": alone["wall"]})
+        del workspace
+    for verb, count in (("ingest", len(training)), ("value", len(generated))):
+        alone = {clock: min(run[0][clock] for run in runs[verb]) for clock in ("wall", "cpu")}
+        best = min(runs[verb], key=lambda run: run[1]["images"])
+        figures[verb] = {
+            "bare_ms": {clock: round(1000 * value / count, 3) for clock, value in alone.items()},
+            "end_to_end_ms": round(1000 * best[1]["images"] / count, 3),
+            "times_the_bare_passes": round(best[1]["images"] / alone["wall"], 3),
+            "each_turn": [round(run[1]["images"] / run[0]["wall"], 3) for run in runs[verb]],
+            "phases_ms": {name: round(1000 * value / count, 3) for name, value in best[2].items()},
+        }
+    shutil.rmtree(work)
+    show(figures, options.out)
+
+
+if __name__ == "__main__":
+    main()
