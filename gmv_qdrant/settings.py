@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     qdrant_url: str | None = Field(None, validation_alias=AliasChoices("qdrant_url", "QDRANT_URL"))
     collection: str = Field("training", pattern=r"^[^/\\\x00<>:\"|?*]{1,255}$")
     vector_name: str = "recall"
-    tenant: dict[str, str] = Field(default_factory=dict)
+    tenant: dict[str, str | int | bool] = Field(default_factory=dict)
 
     qdrant_api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices("qdrant_api_key", "QDRANT_API_KEY"), exclude=True
@@ -72,6 +72,17 @@ class Settings(BaseSettings):
     workers: int | None = Field(None, ge=0)
     cache_dir: Path | None = None
     offline: bool = False
+
+    @field_validator("qdrant_url")
+    @classmethod
+    def _without_secrets(cls, url: str | None) -> str | None:
+        """The URL is kept in the workspace and shown, so nothing secret may be in it."""
+        if url and ("@" in url or "?" in url):
+            raise SettingsError(
+                "the URL of the Qdrant server carries a user, a password or a query, and it would be kept in the "
+                "workspace: give its bare address, and the API key as QDRANT_API_KEY"
+            )
+        return url
 
     @classmethod
     def settings_customise_sources(
@@ -103,7 +114,8 @@ class Settings(BaseSettings):
                 raise SettingsError(
                     f"there is no setting {name!r}: see docs/settings.md for those there are"
                 ) from None
-            raise SettingsError(f"{name} = {first['input']!r} can't be used: {first['msg']}") from None
+            value = "..." if "api_key" in name.lower() else repr(first["input"])
+            raise SettingsError(f"{name} = {value} can't be used: {first['msg']}") from None
         except ValueError as error:  # TOML that doesn't parse
             raise SettingsError(f"{file} can't be read: {error}") from None
         return cls.model_construct(**{name: getattr(settings, name) for name in cls.model_fields})

@@ -65,10 +65,10 @@ class Matcher:
         self.context = context
         self.run = run
         self.vectors = RerankVectors(context, run)
-        settings = context.settings
         self.group = 512 if stores_rerank(context) else 2
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
-        self.params = default_params(settings.quantization, settings.candidates)
+        self.strangers: set[str] = set()
+        """Points that the ledger doesn't know, such as those that came into an adopted collection meanwhile."""
 
     def match(
         self, recall: np.ndarray, rerank: np.ndarray, known: Sequence[Known] | None = None
@@ -81,11 +81,17 @@ class Matcher:
         m, views, dim = recall.shape
         known = known or [NOTHING_KNOWN] * m
         with self.run.timed("recall"):
-            hits = self.context.store.search(recall.reshape(m * views, dim), wanted, self.params)
+            store = self.context.store
+            params = default_params(store.spec.quantization, wanted)
+            hits = store.search(recall.reshape(m * views, dim), wanted, params)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
             points = [sorted({str(point) for hit in of_views for point in hit.ids}) for of_views in by_image]
-            keys = self.vectors.know({point for mine in points for point in mine})
+            found = {point for mine in points for point in mine}
+            keys = self.vectors.know(found)
+            if strangers := found - keys.keys():
+                self.strangers |= strangers
+                self.run.counts["unknown_points"] = len(self.strangers)
             drafts = [
                 _draft([point for point in mine if point in keys], keys, one)
                 for mine, one in zip(points, known, strict=True)
