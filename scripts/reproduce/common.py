@@ -116,10 +116,11 @@ def slug(*parts: str) -> str:
     return "-".join(part.replace(":", "-").replace("@", "-").replace("/", "-") for part in parts)
 
 
-def show(figures: Mapping[str, Any], out: Path | None) -> None:
-    """Figures as JSON on stdout, and in a file."""
+def show(figures: Mapping[str, Any], out: Path | None, *, quiet: bool = False) -> None:
+    """Figures as JSON in a file, and, unless quiet, on stdout."""
     text = json.dumps(figures, indent=2, default=str)
-    print(text)
+    if not quiet:
+        print(text)
     if out:
         out.write_text(text + "\n")
 
