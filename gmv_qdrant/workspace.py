@@ -414,7 +414,7 @@ class Workspace:
 
         tell: gets the address to open, with the token in it.
         """
-        from gmv_qdrant.report.web import serve
+        from gmv_qdrant.report.server import serve
 
         serve(self.path, self.ledger, self.settings, host, port, sql_seconds=sql_seconds, tell=tell)
 

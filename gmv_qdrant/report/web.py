@@ -5,22 +5,14 @@ Server-rendered; nothing here writes to the ledger, so there is nothing that a f
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
-import socket
 import tempfile
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import duckdb
-import pyarrow as pa
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -34,10 +26,11 @@ from gmv_qdrant.errors import GmvError, LedgerLocked, SettingsError, StoreUnavai
 from gmv_qdrant.ledger import answers
 from gmv_qdrant.ledger.answers import ValueFunction
 from gmv_qdrant.ledger.ledger import Ledger
-from gmv_qdrant.report import facts, page
-from gmv_qdrant.report.facts import Row, Snapshot
+from gmv_qdrant.report import cells, facts, page
+from gmv_qdrant.report.facts import Row
 from gmv_qdrant.report.guard import Guard
 from gmv_qdrant.report.lookup import Lookup
+from gmv_qdrant.report.snapshots import Snapshots
 from gmv_qdrant.report.thumbnails import LARGE, SMALL, Thumbnails
 from gmv_qdrant.settings import Settings
 
@@ -49,41 +42,6 @@ DOWNLOAD_ROWS = 1_000_000
 UPLOAD_BYTES = 32 << 20
 CHOICES = ("k", "temperature", "uncalibrated", "batch", "calibration")
 """Names of the value function in an address."""
-
-
-class Snapshots:
-    """The latest few snapshots: taken anew when the ledger has changed, but not more often than is worth its time."""
-
-    def __init__(self, ledger: Ledger, most: int = 4) -> None:
-        self._ledger, self._most = ledger, most
-        self._kept: OrderedDict[ValueFunction, tuple[object, float, float, Snapshot]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, function: ValueFunction) -> Snapshot:
-        with self._lock:
-            state = self._state()
-            kept = self._kept.get(function)
-            if kept is not None:
-                then, at, cost, snapshot = kept
-                if then == state or time.monotonic() - at < 10 * cost:
-                    self._kept.move_to_end(function)
-                    return snapshot
-            started = time.monotonic()
-            snapshot = Snapshot.take(self._ledger, function)
-            now = time.monotonic()
-            self._kept[function] = (state, now, now - started, snapshot)
-            self._kept.move_to_end(function)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-            return snapshot
-
-    def _state(self) -> object:
-        found: list[tuple[int, int]] = []
-        for path in (self._ledger.path, self._ledger.path.with_name(self._ledger.path.name + ".wal")):
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                found.append((stat.st_mtime_ns, stat.st_size))
-        return found
 
 
 class Pages:
@@ -296,7 +254,7 @@ class Pages:
             raise HTTPException(404, "There is no such picture.")
         found = self.thumbnails.get(image, size)
         if found.jpeg is None:
-            return Response(_placeholder(found.reason), media_type="image/svg+xml")
+            return Response(cells.placeholder(found.reason), media_type="image/svg+xml")
         return Response(
             found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"}
         )
@@ -317,8 +275,8 @@ class Pages:
             status=400 if error else 200,
             query=query,
             error=error,
-            columns=_columns(table) if table is not None else [],
-            rows=_rows(table.slice(0, SQL_ROWS)) if table is not None else None,
+            columns=cells.columns(table) if table is not None else [],
+            rows=cells.rows(table.slice(0, SQL_ROWS)) if table is not None else None,
             more=table is not None and table.num_rows > SQL_ROWS,
             most=SQL_ROWS,
             seconds=seconds,
@@ -373,38 +331,6 @@ class Pages:
         return Response((self.templates / "page.js").read_text(), media_type="text/javascript")
 
 
-def _columns(table: pa.Table) -> list[tuple[str, bool]]:
-    """Name, and whether it holds numbers."""
-    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    return [(field.name, any(test(field.type) for test in numeric)) for field in table.schema]
-
-
-def _rows(table: pa.Table) -> list[list[str]]:
-    columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 400 else text[:400] + "…"
-
-
-def _placeholder(reason: str) -> str:
-    """A picture of words, for an image that can't be shown."""
-    words, lines = reason.split(), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 20:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()[:24]
-    text = "".join(f'<tspan x="60" dy="14">{escape(line)}</tspan>' for line in lines[:7])
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 120 120"><rect width="120" height="120" fill="#e8e4da"/>'
-        f'<text y="8" font-family="sans-serif" font-size="10" text-anchor="middle" fill="#4a463e">{text}</text></svg>'
-    )
-
-
 def application(
     root: Path, ledger: Ledger, settings: Settings, host: str = "127.0.0.1", *, sql_seconds: float = 10.0
 ) -> Guard:
@@ -415,50 +341,3 @@ def application(
         routes=pages.routes(), exception_handlers={GmvError: refused, HTTPException: refused}
     )
     return Guard(app, host, UPLOAD_BYTES)
-
-
-def serve(
-    root: Path,
-    ledger: Ledger,
-    settings: Settings,
-    host: str,
-    port: int,
-    *,
-    tell: Callable[[str], None],
-    sql_seconds: float = 10.0,
-) -> None:
-    """Serve until interrupted. ``tell`` gets the address to open, with the token when there is one.
-
-    Raises `SettingsError` when the address can't be listened on.
-    """
-    app = application(root, ledger, settings, host, sql_seconds=sql_seconds)
-    listening = _listen(host, port)
-    port = listening.getsockname()[1]
-    shown = host
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        shown = (
-            socket.gethostname() if address.is_unspecified else f"[{host}]" if address.version == 6 else host
-        )
-    tell(f"http://{shown}:{port}/" + (f"?token={app.token}" if app.token else ""))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
-    with listening:
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen(64)
-        except OSError:
-            listening.close()
-            raise
-    except OSError as error:
-        raise SettingsError(
-            f"{host}:{port} can't be listened on: {error.strerror}; choose another with --port (0 picks a free one)"
-        ) from error
-    return listening

@@ -1,0 +1,47 @@
+"""Snapshots for pages: kept while the ledger stands still."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+
+from gmv_qdrant.ledger.answers import ValueFunction
+from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.report.facts import Snapshot
+
+
+class Snapshots:
+    """The latest few snapshots: taken anew when the ledger has changed, but not more often than is worth its time."""
+
+    def __init__(self, ledger: Ledger, most: int = 4) -> None:
+        self._ledger, self._most = ledger, most
+        self._kept: OrderedDict[ValueFunction, tuple[object, float, float, Snapshot]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, function: ValueFunction) -> Snapshot:
+        with self._lock:
+            state = self._state()
+            kept = self._kept.get(function)
+            if kept is not None:
+                then, at, cost, snapshot = kept
+                if then == state or time.monotonic() - at < 10 * cost:
+                    self._kept.move_to_end(function)
+                    return snapshot
+            started = time.monotonic()
+            snapshot = Snapshot.take(self._ledger, function)
+            now = time.monotonic()
+            self._kept[function] = (state, now, now - started, snapshot)
+            self._kept.move_to_end(function)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+            return snapshot
+
+    def _state(self) -> object:
+        found: list[tuple[int, int]] = []
+        for path in (self._ledger.path, self._ledger.path.with_name(self._ledger.path.name + ".wal")):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found.append((stat.st_mtime_ns, stat.st_size))
+        return found
