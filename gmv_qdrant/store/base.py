@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -147,6 +147,7 @@ class VectorStore(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class RerankStore(VectorStore, Protocol):
     """A store that also re-ranks: a second vector per point, and both stages in one query."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from loopback import Loopback
+from loopback_grpc import GrpcLoopback
 from pydantic import SecretStr
 from samples import MakeStore
 
@@ -25,7 +26,7 @@ def real_config() -> ServerConfig:
     return ServerConfig(REAL or "", SecretStr(key) if key else None, patience=20)
 
 
-@pytest.fixture(params=["edge", "server", *(["real"] if REAL else [])])
+@pytest.fixture(params=["edge", "server", "grpc", *(["real"] if REAL else [])])
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -34,6 +35,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 def make_store(engine: str, tmp_path: Path) -> Iterator[MakeStore]:
     opened: list[VectorStore] = []
     servers: list[Loopback] = []
+    doors: list[GrpcLoopback] = []
     made: list[str] = []
 
     def make(spec: CollectionSpec) -> VectorStore:
@@ -42,6 +44,11 @@ def make_store(engine: str, tmp_path: Path) -> Iterator[MakeStore]:
         elif engine == "server":
             servers.append(Loopback(tmp_path / f"server{len(servers)}"))
             store = ServerStore.create(ServerConfig(servers[-1].url, patience=5), spec)
+        elif engine == "grpc":
+            servers.append(Loopback(tmp_path / f"server{len(servers)}"))
+            doors.append(GrpcLoopback(servers[-1]))
+            config = ServerConfig(servers[-1].url, prefer_grpc=True, grpc_port=doors[-1].port, patience=5)
+            store = ServerStore.create(config, spec)
         else:
             spec = replace(spec, name=f"gmv-test-{uuid.uuid4().hex}")
             made.append(spec.name)
@@ -52,6 +59,8 @@ def make_store(engine: str, tmp_path: Path) -> Iterator[MakeStore]:
     yield make
     for store in opened:
         store.close()
+    for door in doors:
+        door.__exit__()
     for server in servers:
         server.__exit__()
         assert server.invalid == []

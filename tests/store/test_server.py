@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from loopback import Fault, Loopback
+from loopback_grpc import GrpcLoopback
 from pydantic import SecretStr
 from qdrant_client.http import models as m
 from samples import clustered, ids_of
@@ -92,6 +92,50 @@ def test_a_passing_fault_loses_and_doubles_nothing(server: Loopback, config: Ser
     fail("GET /collections/training")
     assert store.status().points == 1_100
     assert server.faults == []
+
+
+@pytest.mark.parametrize("name", ["429", "500", "503", "slow", "dropped", "done, but dropped"])
+def test_a_passing_fault_over_grpc(server: Loopback, config: ServerConfig, name: str) -> None:
+    with GrpcLoopback(server) as door:
+        store = ServerStore.create(replace(config, prefer_grpc=True, grpc_port=door.port), SPEC)
+        ids, rows = ids_of(1_200), clustered(1_200, 16)
+        for call in (
+            ("Upsert", "Scroll") if name == "slow" else ("Upsert", "Delete", "Scroll", "Count", "Query")
+        ):
+            server.fail(FAULTS[name](), on=f"GRPC {call}")
+        store.upsert(ids, rows, [{"n": i} for i in range(1_200)])
+        store.delete(ids[:100])
+        assert everything(store).keys() == set(ids[100:])
+        assert store.count() == 1_100
+        assert store.search(rows[100:101], 3, SearchParams())[0].ids[0] == ids[100]
+        assert server.faults == []
+        store.close()
+
+
+def test_sentences_over_grpc(server: Loopback, config: ServerConfig) -> None:
+    with GrpcLoopback(server) as door:
+        grpc = replace(config, prefer_grpc=True, grpc_port=door.port, patience=0.5)
+        with pytest.raises(StoreError, match=r"has no collection 'nope' \(it has: none\)"):
+            ServerStore.open(grpc, "nope")
+        store = ServerStore.create(grpc, SPEC)
+        server.fail(*[Fault("answer", 429, text="slow down") for _ in range(100)])
+        with pytest.raises(StoreUnavailable, match=r"with 429 \(slow down\)"):
+            store.count()
+        server.faults.clear()
+        server.fail(*[Fault("drop") for _ in range(100)])
+        with pytest.raises(StoreUnavailable, match="no answer from"):
+            store.count()
+        server.faults.clear()
+        server.api_key = KEY
+        for key in (None, SecretStr("wrong")):
+            with pytest.raises(StoreError, match="set QDRANT_API_KEY"):
+                ServerStore.open(replace(grpc, api_key=key), "training")
+        server.api_key = None
+        server.handle("DELETE", "/collections/training", b"")
+        ServerStore.create(grpc, replace(SPEC, dim=8)).close()
+        with pytest.raises(CollectionMismatch, match="other vectors than before"):
+            store.search(clustered(1, 16), 3, EXACT)
+        store.close()
 
 
 def test_retry_after_is_waited_for(server: Loopback, config: ServerConfig) -> None:
@@ -330,28 +374,11 @@ def test_quantization_in_place_waits_until_it_is_built(
         store.wait_until_built(0.1)
 
 
-def test_a_second_vector_reranks_inside_the_engine(server: Loopback, config: ServerConfig) -> None:
+def test_adding_a_vector_whose_answer_got_lost(server: Loopback, config: ServerConfig) -> None:
     store = ServerStore.create(config, SPEC)
-    ids, rows, second = ids_of(400), clustered(400, 16), clustered(400, 6, seed=4)
-    store.upsert(ids, rows, [{"odd": i % 2} for i in range(400)])
     server.fail(Fault("drop after"), on="/vectors/rerank")
     store.add_vector("rerank", 6, "euclid")
-    store.add_vector("rerank", 6, "euclid")
-    with pytest.raises(CollectionMismatch, match=r"'rerank' of 6 numbers \(euclid\), not 7 \(dot\)"):
-        store.add_vector("rerank", 7, "dot")
-    assert {i for page in store.ids_without("rerank") for i in page} == set(ids)
-    store.upsert_named("rerank", ids[:390], second[:390])
-    assert {i for page in store.ids_without("rerank") for i in page} == set(ids[390:])
-    store.upsert_named("rerank", ids[390:], second[390:])
-    hits = store.search_two_stage(rows[:3], "rerank", second[5:8], 20, EXACT, [Condition("odd", (1,))])
-    recalled = store.search(rows[:3], 20, EXACT, [Condition("odd", (1,))])
-    place = {i: n for n, i in enumerate(ids)}
-    for k, (got, first) in enumerate(zip(hits, recalled, strict=True)):
-        truth = {i: float(np.linalg.norm(second[place[i]] - second[5 + k])) for i in first.ids}
-        assert got.ids == sorted(truth, key=lambda i: (truth[i], str(i)))
-        np.testing.assert_allclose(got.distances, sorted(truth.values()), rtol=1e-5)
-    with pytest.raises(CollectionMismatch, match="has no vector 'absent'"):
-        store.search_two_stage(rows[:1], "absent", second[:1], 5, EXACT)
+    assert "rerank" in server.collections["training"].vectors
 
 
 def test_an_old_server_says_that_it_cannot_add_a_vector(server: Loopback, config: ServerConfig) -> None:
