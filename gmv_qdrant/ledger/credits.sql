@@ -1,69 +1,231 @@
--- The value functions, as macros over the evidence. Sums are exact integers of 2^-60, so they don't depend on threads.
+-- The value functions, as macros over the evidence; docs/method.md says what each one rewards.
+-- Every sum that an answer shows is one of integers of 2^-60, so it is the same on any number of threads.
 
-CREATE OR REPLACE MACRO fixed(x) AS CAST(round(x * 1152921504606846976.0) AS BIGINT);
+CREATE OR REPLACE MACRO fixed(x) AS CAST(x * 1152921504606846976.0 AS HUGEINT);
+CREATE OR REPLACE MACRO fixed_small(x) AS CAST(x * 1152921504606846976.0 AS BIGINT);  -- |x| < 8, and faster
 CREATE OR REPLACE MACRO floating(total) AS CAST(total AS DOUBLE) / 1152921504606846976.0;
 
--- Eq. 6, evaluated against the nearest distance of the group.
+-- Eq. 6. A group's exponentials are taken against steps of 8 temperatures, and the steps are put on the lowest one: as
+-- safe from underflow as taking them against the nearest distance, without looking for it first. Short lists are kept
+-- in memory between the two passes; long ones are cheaper to read twice.
+CREATE OR REPLACE MACRO step(distance, temperature) AS floor(distance / (8 * temperature)) * (8 * temperature);
 CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
-WITH nearest AS (
-    SELECT m.generated_key, m.distance AS best, CASE WHEN calibrated THEN coalesce(g.quality, 1.0) ELSE 1.0 END AS quality
-    FROM matches m JOIN generated g USING (generated_key)
-    WHERE m.rank = 1 AND (batch IS NULL OR g.batch = batch)
+WITH short AS MATERIALIZED (
+    SELECT generated_key, training_key, rank, distance FROM matches WHERE coalesce(k <= 60, false) AND rank <= k
+), picked AS NOT MATERIALIZED (
+    FROM short WHERE coalesce(k <= 60, false)
+    UNION ALL
+    SELECT generated_key, training_key, rank, distance FROM matches
+    WHERE coalesce(k > 60, true) AND (k IS NULL OR rank <= k)
+), steps AS (
+    SELECT generated_key, step(distance, temperature) AS base,
+           sum(fixed_small(exp((step(distance, temperature) - distance) / temperature))) AS weight
+    FROM picked GROUP BY ALL
+), lowest AS (
+    SELECT generated_key, min(base) AS base FROM steps GROUP BY generated_key
+), totals AS (
+    SELECT generated_key, l.base, floating(sum(CAST(s.weight * exp((l.base - s.base) / temperature) AS HUGEINT))) AS total
+    FROM steps s JOIN lowest l USING (generated_key) GROUP BY ALL
 ), scale AS (
-    SELECT m.generated_key, any_value(n.best) AS best, any_value(n.quality) AS quality,
-           floating(sum(fixed(exp((n.best - m.distance) / temperature))))
-             + CASE WHEN no_contributor IS NULL THEN 0.0 ELSE exp((any_value(n.best) - no_contributor) / temperature) END AS total
-    FROM matches m JOIN nearest n USING (generated_key)
-    WHERE k IS NULL OR m.rank <= k
-    GROUP BY m.generated_key
+    SELECT generated_key, t.base, CASE WHEN calibrated THEN coalesce(g.quality, 1.0) ELSE 1.0 END AS quality,
+           t.total + CASE WHEN no_contributor IS NULL THEN 0.0
+                     ELSE exp((t.base - no_contributor) / temperature) END AS total
+    FROM totals t JOIN generated g USING (generated_key) WHERE batch IS NULL OR g.batch = batch
+), shares AS (
+    SELECT generated_key, base, quality, quality / total AS share FROM scale
 )
-SELECT m.generated_key, m.training_key, m.rank, m.distance, s.quality,
-       s.quality * (exp((s.best - m.distance) / temperature) / s.total) AS contribution
-FROM matches m JOIN scale s USING (generated_key)
-WHERE k IS NULL OR m.rank <= k;
+SELECT generated_key, p.training_key, p.rank, p.distance, s.quality,
+       s.share * exp((s.base - p.distance) / temperature) AS contribution
+FROM picked p JOIN shares s USING (generated_key);
 
--- Eq. 5: every training image, zeros included.
+-- Training images by name, for lists of values: every one, zeros included.
+CREATE OR REPLACE MACRO named_images() AS TABLE
+SELECT t.training_key, t.point_id, n.uri, t.label
+FROM training t LEFT JOIN (SELECT training_key, min(uri) AS uri FROM sources GROUP BY training_key) n USING (training_key)
+WHERE t.epoch_withdrawn IS NULL;
+
+-- Eq. 5.
 CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
 WITH sums AS (
-    SELECT training_key, floating(sum(fixed(contribution))) AS value, count(*) AS matches
+    SELECT training_key, floating(sum(fixed_small(contribution))) AS value, count(*) AS matches
     FROM contributions(k := k, temperature := temperature, calibrated := calibrated, batch := batch, no_contributor := no_contributor)
     GROUP BY training_key
-), named AS (SELECT training_key, min(uri) AS uri FROM sources GROUP BY training_key)
-SELECT t.training_key, t.point_id, n.uri, t.label, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
-FROM training t LEFT JOIN named n USING (training_key) LEFT JOIN sums s USING (training_key)
-WHERE t.epoch_withdrawn IS NULL;
+)
+SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
+FROM named_images() t LEFT JOIN sums s USING (training_key);
 
 CREATE OR REPLACE MACRO group_name(field, owner, label, licence, attributes) AS
     CASE field WHEN 'owner' THEN owner WHEN 'label' THEN label WHEN 'licence' THEN licence
     ELSE json_extract_string(attributes, '$."' || field || '"') END;
 
-CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
-WITH split AS (
-    SELECT training_key, group_name(field, owner, label, licence, attributes) AS name,
-           1.0 / count(*) OVER (PARTITION BY training_key) AS part
-    FROM sources
-), grouped AS (
-    SELECT name, floating(sum(CAST(round(v.value * part * 1152921504606846976.0) AS HUGEINT))) AS value, count(DISTINCT training_key) AS images,
-           CAST(sum(v.matches) AS BIGINT) AS matches
-    FROM split JOIN image_values(k := k, temperature := temperature, calibrated := calibrated, batch := batch,
-                                 no_contributor := no_contributor) v USING (training_key)
-    GROUP BY name
-)
-SELECT name, value, value / nullif(sum(value) OVER (), 0) AS share, images, matches FROM grouped;
+-- Who holds what: for each training image and name, how many of the image's sources bear the name.
+CREATE OR REPLACE MACRO holders(field) AS TABLE
+SELECT t.training_key, group_name(field, s.owner, s.label, s.licence, s.attributes) AS name, count(*) AS part
+FROM training t LEFT JOIN sources s USING (training_key)
+WHERE t.epoch_withdrawn IS NULL GROUP BY ALL;
 
+CREATE OR REPLACE MACRO group_names(field) AS TABLE
+SELECT name, CAST(row_number() OVER (ORDER BY name NULLS LAST) AS INTEGER) AS id, images
+FROM (SELECT name, count(*) AS images FROM holders(field) GROUP BY name);
+
+-- Images that one name holds alone are added up together, under its id; others one by one, under -training_key.
+CREATE OR REPLACE MACRO bundles(field) AS TABLE
+SELECT training_key, CAST(CASE WHEN count(*) = 1 THEN min(id) ELSE -training_key END AS INTEGER) AS bundle
+FROM holders(field) h JOIN group_names(field) n ON n.name IS NOT DISTINCT FROM h.name GROUP BY training_key;
+
+-- The part of each bundle's credit that goes to each id: split equally among the sources of an image.
+CREATE OR REPLACE MACRO bundle_parts(field) AS TABLE
+WITH held AS (
+    SELECT training_key, id, part FROM holders(field) h JOIN group_names(field) n ON n.name IS NOT DISTINCT FROM h.name
+)
+SELECT id AS bundle, id, 1 AS part, 1 AS parts FROM group_names(field)
+UNION ALL
+SELECT -training_key, id, part, parts
+FROM held JOIN (SELECT training_key, sum(part)::BIGINT AS parts FROM held GROUP BY training_key HAVING count(*) > 1)
+     USING (training_key);
+
+CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
+WITH earned AS (
+    SELECT bundle, sum(fixed_small(contribution)) AS value, count(*) AS matches
+    FROM contributions(k := k, temperature := temperature, calibrated := calibrated, batch := batch, no_contributor := no_contributor)
+    JOIN bundles(field) USING (training_key) GROUP BY bundle
+), grouped AS (
+    SELECT id, sum(value * part // parts) AS value, CAST(sum(matches) AS BIGINT) AS matches
+    FROM earned JOIN bundle_parts(field) USING (bundle) GROUP BY id
+)
+SELECT n.name, floating(coalesce(value, 0)) AS value, floating(value) / nullif(floating(sum(value) OVER ()), 0) AS share,
+       n.images, coalesce(matches, 0) AS matches
+FROM group_names(field) n LEFT JOIN grouped USING (id);
+
+-- exp(entropy) of each generated image's contributions, normalised.
 CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
 WITH parts AS (
-    SELECT generated_key, distance, contribution / sum(contribution) OVER (PARTITION BY generated_key) AS p
-    FROM contributions(k := k, temperature := temperature, calibrated := false, batch := batch, no_contributor := no_contributor)
+    SELECT generated_key, min(distance) AS best_distance, floating(sum(fixed_small(contribution))) AS total,
+           floating(sum(fixed_small(CASE WHEN contribution > 0 THEN contribution * ln(contribution) ELSE 0 END))) AS bits
+    FROM contributions(k := k, temperature := temperature, calibrated := false, batch := batch,
+                       no_contributor := no_contributor)
+    GROUP BY generated_key
 )
-SELECT generated_key, exp(-sum(CASE WHEN p > 0 THEN p * ln(p) ELSE 0 END)) AS effective, min(distance) AS best_distance
-FROM parts GROUP BY generated_key;
+SELECT generated_key, CASE WHEN total > 0 THEN total * exp(-bits / total) END AS effective, best_distance FROM parts;
 
+-- The relative errors of sum_i V_ij = q_j (the worst one) and of sum_i phi_i = sum_j q_j. A generated image without any
+-- match counts as an error of 1, unless there are no training images, or it waits for 'update'.
 CREATE OR REPLACE MACRO conservation(k := 30) AS TABLE
-WITH per_image AS (
-    SELECT generated_key, floating(sum(fixed(contribution))) AS total, any_value(quality) AS quality
-    FROM contributions(k := k) GROUP BY generated_key
+WITH sums AS (
+    SELECT generated_key, sum(fixed_small(contribution)) AS total FROM contributions(k := k) GROUP BY generated_key
+), per_image AS (
+    SELECT floating(coalesce(s.total, 0)) AS total, coalesce(g.quality, 1.0) AS quality
+    FROM generated g LEFT JOIN sums s USING (generated_key)
+    WHERE s.total IS NOT NULL OR (
+        EXISTS (FROM training WHERE epoch_withdrawn IS NULL)
+        AND epoch_valued >= coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'epoch'), 0))
 )
 SELECT coalesce(max(abs(total - quality) / greatest(quality, 1e-9)), 0) AS per_image,
-       coalesce(abs(sum(total) - sum(quality)) / nullif(sum(quality), 0), 0) AS overall
+       coalesce(abs(floating(sum(fixed(total)) - sum(fixed(quality)))) / nullif(floating(sum(fixed(quality))), 0), 0)
+           AS overall
 FROM per_image;
+
+-- Shapley value of v_j(S) = q_j * max over the images of the owners in S of exp(-d_ij/T), relative to the best of all:
+-- the airport game. Its total is q_j, and a second image of the same owner changes nothing unless it is nearer.
+CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
+WITH players AS (
+    SELECT generated_key, n.id, min(m.distance) AS distance, count(*) AS matches
+    FROM matches m JOIN generated g USING (generated_key) JOIN holders(field) h USING (training_key)
+    JOIN group_names(field) n ON n.name IS NOT DISTINCT FROM h.name
+    WHERE (k IS NULL OR m.rank <= k) AND (batch IS NULL OR g.batch = batch)
+    GROUP BY ALL
+    UNION ALL
+    SELECT generated_key, NULL, CAST(no_contributor AS DOUBLE), 0 FROM generated g
+    WHERE no_contributor IS NOT NULL AND (batch IS NULL OR g.batch = batch)
+), nearness AS (
+    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / temperature) AS u FROM players
+), steps AS (
+    SELECT *, row_number() OVER nearest AS place, u - coalesce(lead(u) OVER nearest, 0.0) AS rise
+    FROM nearness WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, id)
+), shares AS (
+    SELECT generated_key, id, matches, sum(fixed_small(rise / place)) OVER (
+        PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING) AS share
+    FROM steps
+), grouped AS (
+    SELECT id, sum(fixed_small(CASE WHEN calibrated THEN coalesce(quality, 1.0) ELSE 1.0 END * floating(share))) AS value,
+           CAST(sum(matches) AS BIGINT) AS matches
+    FROM shares JOIN generated USING (generated_key) WHERE id IS NOT NULL GROUP BY id
+)
+SELECT n.name, floating(coalesce(value, 0)) AS value, floating(value) / nullif(floating(sum(value) OVER ()), 0) AS share,
+       n.images, coalesce(matches, 0) AS matches
+FROM group_names(field) n LEFT JOIN grouped USING (id);
+
+-- Shapley value of v_j(S) = mean of exp(-d_ij/T) over the k images of S nearest to j (an absent one counts 0), over all
+-- candidates, scaled to the total q_j: KNN-Shapley. What an image replaces counts, so neighbours beyond k have value, too.
+CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
+WITH players AS (
+    SELECT generated_key, training_key, m.distance FROM matches m JOIN generated g USING (generated_key)
+    WHERE batch IS NULL OR g.batch = batch
+    UNION ALL
+    SELECT generated_key, NULL, CAST(no_contributor AS DOUBLE) FROM generated g
+    WHERE no_contributor IS NOT NULL AND (batch IS NULL OR g.batch = batch)
+), nearness AS (
+    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / temperature) AS u FROM players
+), steps AS (
+    SELECT *, row_number() OVER nearest AS place, u - coalesce(lead(u) OVER nearest, 0.0) AS rise
+    FROM nearness WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, training_key)
+), sums AS (
+    SELECT *, sum(fixed_small(rise * least(k, place) / place)) OVER (
+        PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING) AS share
+    FROM steps
+), totals AS (
+    SELECT generated_key, sum(share) AS total FROM sums GROUP BY generated_key
+), grouped AS (
+    SELECT training_key, count(*) AS matches,
+           floating(sum(fixed_small(CASE WHEN calibrated THEN coalesce(quality, 1.0) ELSE 1.0 END
+                                    * (floating(share) / floating(total))))) AS value
+    FROM sums JOIN totals USING (generated_key) JOIN generated USING (generated_key)
+    WHERE training_key IS NOT NULL GROUP BY training_key
+)
+SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
+FROM named_images() t LEFT JOIN grouped s USING (training_key);
+
+-- Poisson(1) from a number in [0, 1).
+CREATE OR REPLACE MACRO poisson(u) AS
+    CASE WHEN u < 0.36787944117144233 THEN 0 WHEN u < 0.7357588823428847 THEN 1 WHEN u < 0.9196986029286058 THEN 2
+         WHEN u < 0.9810118431238462 THEN 3 WHEN u < 0.9963401531726563 THEN 4 WHEN u < 0.9994058151824183 THEN 5
+         WHEN u < 0.9999167588507119 THEN 6 WHEN u < 0.9999897508033253 THEN 7 ELSE 8 END;
+CREATE OR REPLACE MACRO uniform(text) AS (md5_number_lower(text) >> 11) / 9007199254740992.0;
+
+-- Poisson bootstrap over the generated images: credit and share if the same generator had drawn as many others.
+-- Images are shuffled into at most 1,000 blocks, and a block is drawn as one. level: in percent, or below 1 a fraction.
+CREATE OR REPLACE MACRO fraction(level) AS CASE WHEN level > 1 THEN level / 100.0 ELSE level END;
+CREATE OR REPLACE MACRO tails(level) AS [0.5 - fraction(level) / 2, 0.5 + fraction(level) / 2];
+CREATE OR REPLACE MACRO credit_intervals(field, level := 95, replicates := 400, seed := 0, k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
+WITH shuffled AS (
+    SELECT generated_key, row_number() OVER (ORDER BY md5_number(seed || ' image ' || generated_key)) % 1000 AS block
+    FROM generated g WHERE batch IS NULL OR g.batch = batch
+), sizes AS (
+    SELECT block, count(*) AS size FROM shuffled GROUP BY block
+), draws AS MATERIALIZED (
+    SELECT replicate, block, size, poisson(uniform(seed || ' draw ' || replicate || ' ' || block)) AS times
+    FROM sizes CROSS JOIN range(replicates) AS r(replicate)
+), scales AS (
+    SELECT replicate, sum(size) / sum(size * times) AS scale FROM draws GROUP BY replicate HAVING sum(times) > 0
+), earned AS (
+    SELECT block, bundle, sum(fixed_small(contribution)) AS value
+    FROM contributions(k := k, temperature := temperature, calibrated := calibrated, batch := batch, no_contributor := no_contributor)
+    JOIN bundles(field) USING (training_key) JOIN shuffled USING (generated_key) GROUP BY ALL
+), grouped AS (
+    SELECT block, id, CAST(sum(value * part // parts) // 1048576 AS BIGINT) AS value  -- in 2^-40
+    FROM earned JOIN bundle_parts(field) USING (bundle) GROUP BY ALL
+), drawn AS (
+    SELECT replicate, id, sum(value * times) AS value
+    FROM grouped JOIN draws USING (block) WHERE times > 0 GROUP BY ALL
+), totals AS (
+    SELECT replicate, sum(value) AS total FROM drawn GROUP BY replicate
+), outcomes AS (
+    SELECT n.id, coalesce(d.value, 0) / 1099511627776.0 * s.scale AS value, coalesce(d.value, 0) / nullif(t.total, 0) AS share
+    FROM group_names(field) n CROSS JOIN scales s LEFT JOIN totals t USING (replicate)
+    LEFT JOIN drawn d ON d.id = n.id AND d.replicate = s.replicate
+), bounds AS (
+    SELECT id, quantile_cont(value, tails(level)) AS of_value, quantile_cont(share, tails(level)) AS of_share
+    FROM outcomes GROUP BY id
+)
+SELECT n.name, of_value[1] AS low, of_value[2] AS high, of_share[1] AS share_low, of_share[2] AS share_high
+FROM group_names(field) n LEFT JOIN bounds USING (id);

@@ -1,0 +1,325 @@
+"""The value functions against brute force in plain Python, on small random ledgers and on adversarial ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SQL = files("gmv_qdrant.ledger")
+MACROS = ("image_values({})", "credits('owner', {})", "owner_shapley('owner', {})", "knn_shapley({})",
+          "effective_contributors({})", "credit_intervals('owner', replicates := 20, {})")  # fmt: skip
+
+
+@dataclass
+class Small:
+    """A ledger in plain lists: sources of each training image, and the matches of each generated one."""
+
+    owners: list[list[str | None]]  # of each training image, one for each source
+    matches: list[list[tuple[int, float]]]  # of each generated image: training image, distance; nearest first
+    quality: list[float | None]
+    batch: list[str]
+
+    def connect(self, threads: int = 2) -> duckdb.DuckDBPyConnection:
+        con = duckdb.connect(":memory:", config={"threads": threads})
+        con.execute(SQL.joinpath("schema.sql").read_text())
+        con.execute(SQL.joinpath("credits.sql").read_text())
+        con.execute("INSERT INTO meta VALUES ('epoch', '1')")
+
+        def fill(table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
+            if rows:
+                marks = ", ".join("?" * len(rows[0]))
+                con.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
+
+        con.execute("BEGIN")
+        fill("training", "training_key, point_id, epoch_added, epoch_withdrawn",
+             [(i, f"p{i}", 1, None) for i in range(len(self.owners))] + [(999, "gone", 1, 2)])  # fmt: skip
+        fill("sources", "training_key, uri, owner",
+             [(i, f"{i}-{j}", owner) for i, row in enumerate(self.owners) for j, owner in enumerate(row)])  # fmt: skip
+        fill("generated", "generated_key, point_id, content_hash, uri, batch, quality, epoch_valued",
+             [(j, f"g{j}", f"h{j}", f"g{j}", b, q, 1)
+              for j, (b, q) in enumerate(zip(self.batch, self.quality, strict=True))])  # fmt: skip
+        fill("matches", "generated_key, training_key, rank, distance",
+             [(j, i, rank, d) for j, row in enumerate(self.matches) for rank, (i, d) in enumerate(row, 1)])  # fmt: skip
+        con.execute("COMMIT")
+        return con
+
+    def asked(self, calibrated: bool, batch: str | None) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Quality and matches of the generated images that count."""
+        return [
+            (1.0 if q is None or not calibrated else q, row)
+            for q, row, b in zip(self.quality, self.matches, self.batch, strict=True)
+            if row and batch in (None, b)
+        ]
+
+
+@st.composite
+def ledgers(draw: st.DrawFn, most: int = 7) -> Small:
+    owners = st.lists(st.sampled_from(["Ada", "Bay", "Cy", None]), min_size=1, max_size=3)
+    training = draw(st.lists(owners, min_size=1, max_size=most))
+    scale = draw(st.sampled_from([1.0, 0.01, 700.0]))
+    distance = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5])).map(lambda d: d * scale)
+    matches = []
+    for _ in range(draw(st.integers(1, 5))):
+        who = draw(st.permutations(range(len(training))))[: draw(st.integers(1, len(training)))]
+        matches.append(sorted(((i, draw(distance)) for i in who), key=lambda pair: (pair[1], pair[0])))
+    count = len(matches)
+    quality = draw(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=count, max_size=count))
+    batch = draw(st.lists(st.sampled_from(["a", "b"]), min_size=count, max_size=count))
+    return Small(training, matches, quality, batch)
+
+
+functions = st.fixed_dictionaries(
+    {
+        "k": st.sampled_from([1, 2, 3, 30, 100, None]),
+        "temperature": st.sampled_from([1.0, 0.1, 25.0]),
+        "calibrated": st.booleans(),
+        "batch": st.sampled_from([None, "a"]),
+        "no_contributor": st.sampled_from([None, 0.3, 500.0]),
+    }
+)
+Function = dict[str, Any]
+
+
+def sql(function: Function) -> str:
+    def text(value: Any) -> str:
+        return "NULL" if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+
+    return ", ".join(f"{name} := {text(value)}" for name, value in function.items())
+
+
+def shares(row: list[tuple[int, float]], function: Function) -> list[tuple[int, float]]:
+    """Eq. 6 without q, against the smallest distance."""
+    top, t, nobody = row[: function["k"]], function["temperature"], function["no_contributor"]
+    weights = [math.exp((top[0][1] - d) / t) for _, d in top]
+    exponent = -math.inf if nobody is None else (top[0][1] - nobody) / t
+    total = sum(weights) + (math.exp(exponent) if exponent < 700 else math.inf)
+    return [(i, weight / total) for (i, _), weight in zip(top, weights, strict=True)]
+
+
+def values(ledger: Small, function: Function) -> dict[int, float]:
+    found = dict.fromkeys(range(len(ledger.owners)), 0.0)
+    for q, row in ledger.asked(function["calibrated"], function["batch"]):
+        for i, share in shares(row, function):
+            found[i] += q * share
+    return found
+
+
+def close(value: float) -> Any:
+    return pytest.approx(value, rel=1e-9, abs=1e-15)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ledgers(), functions)
+def test_values_credits_and_effective_contributors(ledger: Small, function: Function) -> None:
+    expected = values(ledger, function)
+    totals: dict[str | None, float] = {name: 0.0 for row in ledger.owners for name in row}
+    for i, row in enumerate(ledger.owners):
+        for name in row:
+            totals[name] += expected[i] / len(row)
+    with ledger.connect() as con:
+        arguments = sql(function)
+        found = dict(con.execute(f"SELECT training_key, value FROM image_values({arguments})").fetchall())
+        assert found == {i: close(value) for i, value in expected.items()}
+        rows = con.execute(f"SELECT name, value, share, images FROM credits('owner', {arguments})").fetchall()
+        assert {row[0]: row[1] for row in rows} == {name: close(value) for name, value in totals.items()}
+        held = {name: sum(name in row for row in ledger.owners) for name in totals}
+        assert {row[0]: row[3] for row in rows} == held
+        if sum(totals.values()) > 1e-12:
+            assert sum(row[2] for row in rows) == close(1.0)
+        effective = dict(
+            con.execute(
+                f"SELECT generated_key, effective FROM effective_contributors({arguments})"
+            ).fetchall()
+        )
+        for j, row in enumerate(ledger.matches):
+            parts = [share for _, share in shares(row, function)]
+            whole = sum(parts)
+            if j in effective and whole > 1e-3:
+                entropy = -sum(p / whole * math.log(p / whole) for p in parts if p > 0)
+                assert effective[j] == pytest.approx(math.exp(entropy), rel=1e-6)
+        worst = con.execute("SELECT * FROM conservation(k := NULL)").fetchall()[0]
+        assert max(worst) < 1e-9
+
+
+def shapley(players: list[Any], worth: Any) -> dict[Any, float]:
+    """By the definition: the mean of what a player adds, over all orders of arrival."""
+    found = dict.fromkeys(players, 0.0)
+    for order in itertools.permutations(players):
+        for place, player in enumerate(order):
+            found[player] += worth(order[: place + 1]) - worth(order[:place])
+    return {player: value / math.factorial(len(players)) for player, value in found.items()}
+
+
+def similarity(row: list[tuple[int, float]], function: Function) -> dict[Any, float]:
+    """exp(-d/T) of each image, relative to the best; "nobody" is one of them when asked for."""
+    distances: dict[Any, float] = dict(row)
+    if function["no_contributor"] is not None:
+        distances["nobody"] = function["no_contributor"]
+    best = min(distances.values())
+    return {i: math.exp((best - d) / function["temperature"]) for i, d in distances.items()}
+
+
+@settings(max_examples=80, deadline=None)
+@given(ledgers(), functions)
+def test_owner_shapley_is_the_shapley_value_of_the_best_match(ledger: Small, function: Function) -> None:
+    expected: dict[str | None, float] = {name: 0.0 for row in ledger.owners for name in row}
+    for q, row in ledger.asked(function["calibrated"], function["batch"]):
+        near = similarity(row[: function["k"]], function)
+        has: dict[Any, list[float]] = {}
+        for i, u in near.items():
+            for owner in {"nobody"} if i == "nobody" else set(ledger.owners[i]):
+                has.setdefault(owner, []).append(u)
+
+        def worth(owners: tuple[Any, ...], has: dict[Any, list[float]] = has) -> float:
+            return max((u for owner in owners for u in has[owner]), default=0.0)
+
+        for owner, value in shapley(list(has), worth).items():
+            if owner != "nobody":
+                expected[owner] += q * value
+    with ledger.connect() as con:
+        rows = con.execute(f"SELECT name, value FROM owner_shapley('owner', {sql(function)})").fetchall()
+        assert dict(rows) == {name: close(value) for name, value in expected.items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(ledgers(most=5), functions)
+def test_knn_shapley_is_the_shapley_value_of_the_mean_of_the_k_nearest(
+    ledger: Small, function: Function
+) -> None:
+    expected = dict.fromkeys(range(len(ledger.owners)), 0.0)
+    for q, row in ledger.asked(function["calibrated"], function["batch"]):
+        near = similarity(row, function)
+        k = function["k"] or len(near)
+
+        def worth(images: tuple[Any, ...], near: dict[Any, float] = near, k: int = k) -> float:
+            return sum(sorted((near[i] for i in images), reverse=True)[:k]) / k
+
+        for i, value in shapley(list(near), worth).items():
+            if i != "nobody":
+                expected[i] += q * value / worth(tuple(near))
+    with ledger.connect() as con:
+        rows = con.execute(f"SELECT training_key, value FROM knn_shapley({sql(function)})").fetchall()
+        assert dict(rows) == {i: close(value) for i, value in expected.items()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(ledgers(), functions)
+def test_shapley_totals_are_the_qualities(ledger: Small, function: Function) -> None:
+    function["no_contributor"] = None
+    total = sum(q for q, _ in ledger.asked(function["calibrated"], function["batch"]))
+    with ledger.connect() as con:
+        for macro in (f"owner_shapley('owner', {sql(function)})", f"knn_shapley({sql(function)})"):
+            assert con.execute(f"SELECT sum(value) FROM {macro}").fetchall()[0][0] == close(total)
+
+
+def noisy(images: int = 400, generated: int = 300, k: int = 40, seed: int = 0) -> duckdb.DuckDBPyConnection:
+    """A ledger large enough for several threads and vectors; single images have several owners."""
+    con = duckdb.connect(":memory:")
+    con.execute(SQL.joinpath("schema.sql").read_text())
+    con.execute(SQL.joinpath("credits.sql").read_text())
+    con.execute(
+        f"INSERT INTO training (training_key, point_id, epoch_added) SELECT i, 'p' || i, 1 FROM range({images}) t(i)"
+    )
+    con.execute(f"""INSERT INTO sources (training_key, uri, owner)
+        SELECT i, 'u' || i, 'owner' || i % 23 FROM range({images}) t(i)
+        UNION ALL SELECT i, 'v' || i, 'owner' || i % 7 FROM range(0, {images}, 3) t(i)""")
+    con.execute(f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, quality, epoch_valued)
+        SELECT j, 'g' || j, 'h' || j, 'g' || j, 'b', hash(j, {seed}) % 1000 / 1000, 1 FROM range({generated}) t(j)""")
+    con.execute(f"""INSERT INTO matches (generated_key, training_key, rank, distance)
+        SELECT j, (j * 131 + r * 7) % {images}, r, 0.1 * ln(1 + r) + 0.3 * (hash(j) % 100) / 100
+        FROM range({generated}) a(j), range(1, {k + 1}) b(r)""")
+    return con
+
+
+def test_the_same_to_the_bit_on_any_number_of_threads() -> None:
+    con = noisy(images=2000, generated=5000, k=70)  # 350,000 matches: three row groups
+    answers = []
+    for threads in (1, 4, 3):
+        con.execute(f"SET threads = {threads}")
+        answers.append([
+            con.execute(f"SELECT * FROM {macro.format(arguments)} ORDER BY ALL").fetchall()
+            for macro in MACROS
+            for arguments in ("k := 30", "k := NULL, temperature := 0.01")
+        ])  # fmt: skip
+    assert answers[0] == answers[1] == answers[2]
+    assert all(rows for rows in answers[0])
+
+
+def test_generated_images_without_matches_break_conservation() -> None:
+    ledger = Small([["Ada"]], [[(0, 0.5)], []], [0.5, 0.25], ["a", "a"])
+    with ledger.connect() as con:
+        assert con.execute("SELECT per_image, overall FROM conservation()").fetchall() == [
+            (1.0, pytest.approx(1 / 3))
+        ]
+        con.execute("UPDATE generated SET epoch_valued = 0 WHERE generated_key = 1")  # waits for update
+        assert max(con.execute("FROM conservation()").fetchall()[0]) < 1e-9
+        con.execute("UPDATE generated SET epoch_valued = 1")
+        con.execute("DELETE FROM matches")
+        con.execute("UPDATE training SET epoch_withdrawn = 1")
+        assert con.execute("FROM conservation()").fetchall() == [(0, 0)]
+
+
+def test_values_above_eight_fit_the_fixed_point() -> None:
+    count = 5000
+    ledger = Small([["Ada"]], [[(0, 0.5)]] * count, [1.0] * count, ["a"] * count)
+    with ledger.connect() as con:
+        for macro in ("credits('owner')", "owner_shapley()", "image_values()", "knn_shapley()"):
+            assert con.execute(f"SELECT value FROM {macro}").fetchall() == [(count,)]
+        low, high = con.execute("SELECT low, high FROM credit_intervals('owner')").fetchall()[0]
+        assert (low, high) == (count, count)  # all credit, whatever is drawn
+
+
+def flooded(copies: int) -> Small:
+    """Ada's image is nearest by far; Bay has a fair one; Cy brings many near-duplicates of his own, a bit farther."""
+    owners: list[list[str | None]] = [["Ada"], ["Bay"], *[["Cy"]] * copies]
+    row = [(0, 0.10), (1, 0.30), *((2 + i, 0.35 + 1e-6 * i) for i in range(copies))]
+    return Small(owners, [row], [1.0], ["a"])
+
+
+def test_a_flood_of_near_duplicates_pays_in_shares_and_not_in_owner_shapley() -> None:
+    def cy(copies: int, macro: str) -> float:
+        with flooded(copies).connect() as con:
+            return float(dict(con.execute(f"SELECT name, value FROM {macro}").fetchall())["Cy"])
+
+    for temperature in (1.0, 0.1):
+        function = f"temperature := {temperature}"
+        alone, flood = (cy(n, f"credits('owner', {function})") for n in (1, 28))
+        assert flood > 5 * alone
+        alone, flood = (cy(n, f"owner_shapley('owner', {function})") for n in (1, 28))
+        assert flood == alone
+
+
+@pytest.mark.parametrize("level", [80, 95])
+def test_intervals_cover_at_the_rate_they_claim(level: float) -> None:
+    """Owners earn random amounts with known means; halves of a set differ by what the intervals of both allow."""
+    random = np.random.default_rng(0)
+    covered, agreed, asked = 0, 0, 0
+    taste = np.array([0.4, 0.3, 0.2, 0.1])
+    count = 160
+    for trial in range(30):
+        ends = []
+        for half in range(2):
+            who = random.choice(4, size=(count, 3), p=taste)
+            rows = [[(int(o) + 4 * place, 0.1 * place) for place, o in enumerate(row)] for row in who]
+            ledger = Small([[f"o{i % 4}"] for i in range(12)], rows, [None] * count, ["a"] * count)
+            with ledger.connect() as con:
+                ends.append(con.execute(f"""SELECT c.value, i.low, i.high FROM credits('owner') c
+                    JOIN credit_intervals('owner', level := {level}, replicates := 200, seed := {2 * trial + half}) i
+                    USING (name) ORDER BY name""").fetchnumpy())  # fmt: skip
+        one, other = ends
+        truth = count * taste
+        covered += int(((one["low"] <= truth) & (truth <= one["high"])).sum())
+        widths = np.hypot(one["high"] - one["low"], other["high"] - other["low"]) / 2
+        agreed += int((np.abs(one["value"] - other["value"]) <= widths).sum())
+        asked += 4
+    assert covered / asked == pytest.approx(level / 100, abs=0.08)
+    assert agreed / asked == pytest.approx(level / 100, abs=0.08)
