@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,9 +126,10 @@ class Settings(BaseSettings):
         return {name: getattr(self, name) for name in EVIDENCE}
 
     def write(self, workspace: Path) -> None:
-        """Keep the evidence settings in the workspace's file; secrets never are."""
+        """Keep the evidence settings in the workspace's file, beside others that are in it; secrets never are."""
         lines = ["# What this workspace's evidence is made with; start another workspace to change it."]
-        for name, value in self.evidence().items():
+        kept = {**_others(workspace / FILE), **self.evidence()}
+        for name, value in kept.items():
             if value is not None and value != {}:
                 lines.append(f"{name} = {_toml(value)}")
         partial = workspace / (FILE + ".partial")
@@ -145,6 +147,14 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"the key file {self.qdrant_api_key_file} can't be read: {error.strerror}"
             ) from None
+
+
+def _others(file: Path) -> dict[str, Any]:
+    """What people added to the file: settings that only say how fast a run is made."""
+    if not file.is_file():
+        return {}
+    there = tomllib.loads(file.read_text(encoding="utf-8"))
+    return {name: value for name, value in there.items() if name not in EVIDENCE}
 
 
 def _toml(value: Any) -> str:

@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,12 @@ import duckdb
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from gmv_qdrant.errors import FingerprintMismatch, LedgerLocked, SettingsError, SourceError
+from gmv_qdrant.errors import FingerprintMismatch, LedgerLocked, SettingsError, SourceError, StoreError
 from gmv_qdrant.ledger import answers
 from gmv_qdrant.ledger.answers import ValueFunction
 from gmv_qdrant.ledger.ledger import Ledger
 from gmv_qdrant.ledger.runs import Run, recorded
-from gmv_qdrant.settings import FILE, Settings
+from gmv_qdrant.settings import EVIDENCE, FILE, Settings
 
 if TYPE_CHECKING:
     from gmv_qdrant.images.records import Record, Unusable
@@ -47,6 +48,10 @@ class Workspace:
         if not (self.path / FILE).is_file():
             raise SettingsError(f"{self.path} is not a workspace: make one with 'gmv-qdrant init {path}'")
         self.ledger = Ledger.open(self.path / "ledger.duckdb")
+        if self.ledger.meta().get("switching") == "true":
+            from gmv_qdrant.pipeline.moving import finish_switch
+
+            finish_switch(self.path, self.ledger)
         self.settings = self._settings(overrides)
         self._progress = progress
         self._memory = duckdb.connect(":memory:")
@@ -54,13 +59,18 @@ class Workspace:
     @classmethod
     def init(cls, path: str | Path, **settings: Any) -> Workspace:
         """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
+        root = Path(path).absolute()
+        if not (root / FILE).exists():
+            cls._make(root, Settings.resolve(**settings))
+            return cls(root)
+        return cls(root, **settings)
+
+    @staticmethod
+    def _make(root: Path, wanted: Settings, **facts: Any) -> None:
+        """facts: of the ledger's ``meta``, from its first moment."""
         from gmv_qdrant.encoders import canonical_distance_name, canonical_encoder_name
         from gmv_qdrant.quality import canonical_quality_name
 
-        root = Path(path).absolute()
-        if (root / FILE).exists():
-            return cls(root, **settings)
-        wanted = Settings.resolve(**settings)
         wanted.encoder = canonical_encoder_name(wanted.encoder)
         wanted.distance = canonical_distance_name(wanted.distance)
         wanted.quality = canonical_quality_name(wanted.quality)
@@ -76,11 +86,67 @@ class Workspace:
             )  # of an init that was killed: gmv.toml comes last
             ledger = Ledger.create(root / "ledger.duckdb")
             with ledger.write() as con:
-                ledger.set_meta(con, settings=wanted.evidence())
+                ledger.set_meta(con, settings=wanted.evidence(), **facts)
             wanted.write(root)
         except OSError as error:
             raise SettingsError(f"a workspace can't be made at {root}: {error.strerror}") from error
-        return cls(root)
+
+    @classmethod
+    def adopt(
+        cls,
+        path: str | Path = ".",
+        *,
+        fields: Mapping[str, Any] | None = None,
+        sample: int = 16,
+        enable_quantization: bool = False,
+        write_rerank_vectors: bool = False,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Use a server's collection, which others fill, as the training set; returns counts and timings.
+
+        Makes the workspace when there is none at ``path``; an adopted one is brought to what the collection is now.
+        settings: as for `init`; ``vector_name`` None is the only vector, ``tenant`` payload fields that every point
+        must have. fields: payload fields by what they say (`gmv_qdrant.pipeline.payload_fields.Fields`).
+        sample: images that the encoder is proven with. The two flags are all that is ever written to the collection.
+        Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
+        """
+        from gmv_qdrant.pipeline.adopting import Wishes, adopt, adopted_fields, describe_foreign
+
+        root = Path(path).absolute()
+        fresh = not (root / FILE).is_file()
+        if fresh:
+            wanted = Settings.resolve(**settings)
+            spec = describe_foreign(wanted, settings.get("vector_name"))
+            mapping = adopted_fields({}, fields or {})
+            cls._make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})
+            settings = {name: value for name, value in settings.items() if name not in EVIDENCE}
+        elif settings.get("tenant"):  # a value may be a number there and text here
+            tenant = json.loads(Ledger.open(root / "ledger.duckdb").meta()["settings"])["tenant"]
+            if {n: str(v) for n, v in tenant.items()} == {n: str(v) for n, v in settings["tenant"].items()}:
+                settings["tenant"] = tenant
+        workspace = cls(root, progress=progress, **settings)
+        kept = workspace.ledger.meta()
+        if "adopted" not in kept:
+            raise SettingsError(
+                f"the workspace {root} has a collection of its own: adopt into another folder"
+            )
+        mapping = adopted_fields(json.loads(kept["adopted"])["fields"], fields or {})
+        wishes = Wishes(sample, enable_quantization, write_rerank_vectors)
+        try:
+            with workspace._run("adopt", fields=dataclasses.asdict(mapping)) as (context, run):
+                adopt(context, run, mapping, wishes)
+        except BaseException:
+            if fresh and not workspace._believed():
+                shutil.rmtree(root / "features", ignore_errors=True)
+                for name in (FILE, "ledger.duckdb", "ledger.duckdb.wal", ".writing.lock"):
+                    (root / name).unlink(missing_ok=True)
+            raise
+        return run.summary()
+
+    def _believed(self) -> bool:
+        """Whether the encoder of an adopted collection has been proven."""
+        return "cosine" in json.loads(self.ledger.meta()["adopted"])
 
     def _settings(self, overrides: dict[str, Any]) -> Settings:
         kept: dict[str, Any] = json.loads(self.ledger.meta()["settings"])
@@ -160,6 +226,12 @@ class Workspace:
         """
         from gmv_qdrant.pipeline.ingest import ingest
 
+        if "adopted" in self.ledger.meta():
+            raise SettingsError(
+                f"the collection {self.settings.collection!r} was adopted: add images where it is filled, and then run "
+                "'gmv-qdrant adopt' again"
+            )
+
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
             total, records = self._records(names, owner, only)
             with self._run("ingest", paths=names, owner=owner) as (context, run):
@@ -183,11 +255,16 @@ class Workspace:
 
         retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
         """
+        from gmv_qdrant.pipeline.rerank_vectors import missing_rerank_vectors
         from gmv_qdrant.pipeline.valuation import value
 
         def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
             total, records = self._records(names, None, only)
             with self._run("value", paths=names, batch=batch) as (context, run):
+                if total and (most := missing_rerank_vectors(context, total)):
+                    context.progress.note(
+                        f"up to {most:,} re-rank vectors are computed from their images, each once"
+                    )
                 context.progress.phase("value", total)
                 value(context, run, records, batch)
             return run.summary()
@@ -255,6 +332,35 @@ class Workspace:
             withdraw(context, run, selection)
         return run.summary()
 
+    def migrate(
+        self, *, to_server: str | None = None, collection: str | None = None, remove_source: bool = False
+    ) -> dict[str, Any]:
+        """Move the collection to the server at this URL, or (None) into the embedded store; returns counts.
+
+        Copies what the target lacks, compares both sides, then switches the workspace over. The old copy stays unless
+        ``remove_source``. Raises `StoreError` when the sides differ: the workspace then stays where it is.
+        """
+        from gmv_qdrant.pipeline.moving import move
+
+        if "adopted" in self.ledger.meta():
+            raise SettingsError(
+                f"the collection {self.settings.collection!r} was adopted and stays where it is: to have it elsewhere, "
+                "ingest its images into another workspace"
+            )
+        checked = Settings.resolve(
+            qdrant_url=to_server or "", collection=collection or self.settings.collection
+        )
+        there = self.settings.model_copy(
+            update={"qdrant_url": checked.qdrant_url or None, "collection": checked.collection}
+        )
+        with self._run("migrate", networks=False, to=there.qdrant_url, collection=there.collection) as (
+            context,
+            run,
+        ):
+            move(context, run, there, remove_source=remove_source)
+        self.settings = there
+        return run.summary()
+
     def calibrate(
         self,
         *,
@@ -286,6 +392,7 @@ class Workspace:
         from gmv_qdrant.pipeline.repairing import repair_all
 
         with self._alone() as context:
+            context.remake_store = repair
             findings = check(context, read_images=read_images)
             return repair_all(context, findings) if repair and findings else findings
 
@@ -314,7 +421,10 @@ class Workspace:
         return answers.stale(self.ledger)
 
     def status(self) -> dict[str, Any]:
-        """What the workspace holds, the proof of quantization, what is stale, the latest runs; opens no network."""
+        """What the workspace holds, the proof of quantization, what is stale, the latest runs.
+
+        Without a server it opens no network.
+        """
         return {
             "workspace": {"path": str(self.path), **self.settings.evidence()},
             **answers.counts(self.ledger),
@@ -331,10 +441,30 @@ class Workspace:
         if shape is None:
             return {"state": "nothing was ingested yet"}
         kept = self.settings
+        if kept.qdrant_url is not None:
+            return self._server_status()
         spec = CollectionSpec(
-            kept.collection, json.loads(shape)["dim"], vector_name=kept.vector_name, quantization=kept.quantization
+            kept.collection,
+            json.loads(shape)["dim"],
+            vector_name=kept.vector_name,
+            quantization=kept.quantization,
         )
         return dataclasses.asdict(read_status(self.path / "qdrant", spec))
+
+    def _server_status(self) -> dict[str, Any]:
+        """As the server says it; where it doesn't answer, the sentence that says why."""
+        from gmv_qdrant.store import open_existing
+
+        try:
+            with open_existing(self.settings, self.settings.vector_name) as store:
+                found = dataclasses.asdict(store.status())
+                return {
+                    **found,
+                    "points_without_vector": store.lacking(),
+                    "adopted": "adopted" in self.ledger.meta(),
+                }
+        except StoreError as error:
+            return {"engine": "server", "state": "unavailable", "error": str(error)}
 
     def explain(self, image: str, **function: Any) -> tuple[str, Relation]:
         """A generated image's contributors, or a training image's beneficiaries."""

@@ -115,6 +115,9 @@ class Bars:
         if self._task is not None:
             self._progress.update(self._task, advance=items)
 
+    def note(self, sentence: str) -> None:
+        note(sentence)
+
 
 class _Rate(TextColumn):
     def __init__(self) -> None:

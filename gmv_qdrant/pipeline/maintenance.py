@@ -164,10 +164,12 @@ def recall_vectors(context: Context, points: list[str], epochs: list[int]) -> Bl
         found = context.store.retrieve(list(added), with_vectors=True)
         vectors = [point.vector for point in found if point.vector is not None]
         if len(vectors) < len(added):
+            ours = context.owns_collection
             raise StoreError(
                 f"the store lacks {len(added) - len(vectors)} training images that the ledger has: "
-                "'gmv-qdrant check --repair' computes them again from their sources"
-            )
+                + ("'gmv-qdrant check --repair' computes them again from their sources" if ours
+                   else "'gmv-qdrant adopt' brings the ledger to what the collection is now")
+            )  # fmt: skip
         yield np.array([added[point.id] for point in found]), np.stack(vectors)
 
 

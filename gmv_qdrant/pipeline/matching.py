@@ -6,7 +6,7 @@ ids break ties, so the order doesn't depend on when an image was ingested.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
 from gmv_qdrant.store.base import Hits
 from gmv_qdrant.store.search import default_params
+
+MOST_STRANGERS = 4
+"""Times K that is searched at most to make up for points of the collection that are no training images."""
 
 
 @dataclass(slots=True)
@@ -81,17 +84,10 @@ class Matcher:
         m, views, dim = recall.shape
         known = known or [NOTHING_KNOWN] * m
         with self.run.timed("recall"):
-            store = self.context.store
-            params = default_params(store.spec.quantization, wanted)
-            hits = store.search(recall.reshape(m * views, dim), wanted, params)
+            hits, keys = self._recall(recall.reshape(m * views, dim), wanted)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
             points = [sorted({str(point) for hit in of_views for point in hit.ids}) for of_views in by_image]
-            found = {point for mine in points for point in mine}
-            keys = self.vectors.know(found)
-            if strangers := found - keys.keys():
-                self.strangers |= strangers
-                self.run.counts["unknown_points"] = len(self.strangers)
             drafts = [
                 _draft([point for point in mine if point in keys], keys, one)
                 for mine, one in zip(points, known, strict=True)
@@ -101,6 +97,30 @@ class Matcher:
                 self._rank(draft, there, rerank[image], wanted, _radius(by_image[image], wanted))
                 for image, draft in enumerate(drafts)
             ]
+
+    def _recall(self, queries: np.ndarray, wanted: int) -> tuple[list[Hits], dict[str, int]]:
+        """The ``wanted`` nearest points of each query, and the training keys of those that are training images.
+
+        Points that the ledger doesn't know don't take anybody's place: as many more are fetched.
+        """
+        store = self.context.store
+        params = default_params(store.spec.quantization, wanted)
+        limit = wanted
+        while True:
+            hits = store.search(queries, limit, params)
+            found = {str(point) for hit in hits for point in hit.ids}
+            keys = self.vectors.know(found)
+            strangers = found - keys.keys()
+            ours = [_without(hit, strangers, wanted) for hit in hits]
+            if strangers:
+                self.strangers |= strangers
+                self.run.counts["unknown_points"] = len(self.strangers)
+            lacking = [
+                wanted - len(mine.ids) for mine, hit in zip(ours, hits, strict=True) if len(hit.ids) == limit
+            ]
+            if max(lacking, default=0) == 0 or limit > MOST_STRANGERS * wanted:
+                return ours, keys
+            limit += max(lacking)
 
     def _rank(
         self, draft: _Draft, there: Container[str], queries: np.ndarray, wanted: int, radius: float
@@ -117,6 +137,14 @@ class Matcher:
         settled = np.flatnonzero(~draft.open)
         order = settled[np.argsort(draft.distances[settled], kind="stable")[:wanted]]
         return Matches(draft.keys[order], draft.distances[order], draft.views[order], radius)
+
+
+def _without(hits: Hits, strangers: Set[str], wanted: int) -> Hits:
+    """The nearest ``wanted`` of the hits that are no strangers."""
+    if not strangers and len(hits.ids) <= wanted:
+        return hits
+    stay = [i for i, point in enumerate(hits.ids) if str(point) not in strangers][:wanted]
+    return Hits([hits.ids[i] for i in stay], hits.distances[stay])
 
 
 @dataclass(slots=True)

@@ -33,6 +33,17 @@ class _Known:
     row: int
 
 
+def missing_rerank_vectors(context: Context, images: int) -> int:
+    """How many re-rank vectors valuing so many images will compute at most; 0 where they are kept at ingest."""
+    if context.owns_collection and stores_rerank(context):
+        return 0
+    missing = context.ledger.query(
+        """SELECT count(*) AS n FROM training ANTI JOIN (FROM features WHERE space = 'training/rerank') f
+        ON f.key = training_key WHERE epoch_withdrawn IS NULL"""
+    )["n"][0]
+    return min(int(missing.as_py()), images * context.settings.candidates * len(context.views))
+
+
 class RerankVectors:
     """Re-rank vectors by point id.
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError
@@ -94,7 +95,11 @@ def withdraw(context: Context, run: Run, selection: Selection) -> None:
             f"the collection {context.settings.collection!r} was adopted, and nothing of it is removed from here: "
             "delete the points where they belong"
         )
-    hidden = _hidden(context, selection)
+    take_out(context, run, selection, f"withdrawn: {selection.describe()}", _hidden(context, selection))
+
+
+def take_out(context: Context, run: Run, selection: Selection, reason: str, hidden: list[int]) -> None:
+    """`withdraw`, for whoever may; ``hidden``: generated images to value again beside those that matched."""
     with run.timed("ledger"), context.ledger.write() as con:
         selection.select(con)
         counts = con.sql(_COUNTS).to_arrow_table().to_pylist()[0]
@@ -107,7 +112,7 @@ def withdraw(context: Context, run: Run, selection: Selection) -> None:
         if counts["images"]:
             run.epoch += 1
             context.ledger.set_meta(con, epoch=run.epoch)
-            _take_out(con, run, f"withdrawn: {selection.describe()}", hidden)
+            _take_out(con, run, reason, hidden)
         con.execute(_DESCRIBE_AGAIN)
         context.ledger.set_meta(con, erasing=True)
     names = {"sources": "sources_withdrawn", "images": "images_withdrawn"}
@@ -130,21 +135,27 @@ def _hidden(context: Context, selection: Selection) -> list[int]:
     That happens where candidates of two views are merged and cut to K, and where a candidate's re-rank vector could
     not be computed.
     """
-    cut = "recall_radius < 'infinity'::DOUBLE"
-    if len(context.views) == 1:
-        cut += " AND generated_key NOT IN (SELECT generated_key FROM matches WHERE rank = $wanted)"
     with context.ledger.read() as con:
         selection.select(con)
         points = [row[0] for row in con.execute("SELECT point_id FROM gone").fetchall()]
-        asked = con.sql(
-            f"SELECT generated_key, epoch_valued, recall_radius FROM generated WHERE {cut}",
-            params={"wanted": context.settings.candidates} if "$wanted" in cut else None,
-        ).to_arrow_table()
-    if not points or not len(asked):
+    keys, epochs, radii = cut_short(context)
+    if not points or not len(keys):
         return []
-    keys, epochs, radii = (column.to_numpy() for column in asked.columns)
     blocks = recall_vectors(context, points, [NEVER] * len(points))
     return [int(key) for key in keys[reached(context, keys, epochs, radii, blocks)]]
+
+
+def cut_short(context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Generated images that have had more candidates than matches: keys, epochs and recall radii, each ``(m,)``."""
+    cut = "recall_radius < 'infinity'::DOUBLE"
+    if len(context.views) == 1:
+        cut += " AND generated_key NOT IN (SELECT generated_key FROM matches WHERE rank = $wanted)"
+    asked = context.ledger.query(
+        f"SELECT generated_key, epoch_valued, recall_radius FROM generated WHERE {cut}",
+        {"wanted": context.settings.candidates} if "$wanted" in cut else (),
+    )
+    keys, epochs, radii = (column.to_numpy() for column in asked.columns)
+    return keys, epochs, radii
 
 
 def _take_out(con: Connection, run: Run, reason: str, hidden: list[int]) -> None:

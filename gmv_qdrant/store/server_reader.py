@@ -12,7 +12,15 @@ from .base import CollectionSpec, Condition, Hits, Point, PointId, SearchParams,
 from .checks import TIES, check_ids, check_limit, check_vectors, nearest, settle, to_distances
 from .connection import PREFLIGHT, Connection, Missing, ServerConfig
 from .server_collections import absent, describe_collection, status_of
-from .server_words import conditions_filter, describe, ids_filter, our_id, plain_id, search_params
+from .server_words import (
+    conditions_filter,
+    dense_vectors,
+    describe,
+    ids_filter,
+    our_id,
+    plain_id,
+    search_params,
+)
 
 BATCH = 1_000
 BATCH_BYTES = 16 * 2**20
@@ -191,9 +199,19 @@ class ServerReader:
 
     def ids_without(self, name: str) -> Iterator[list[PointId]]:
         """See `RerankStore.ids_without`."""
-        lacking = m.Filter(must_not=[m.HasVectorCondition(has_vector=name)], must=self._filter([]))
-        for records in self._pages(lacking, BATCH, payload=False, vectors=False):
+        for records in self._pages(self._without(name), BATCH, payload=False, vectors=False):
             yield [our_id(r.id) for r in records]
+
+    def lacking(self) -> dict[str, int]:
+        """How many points lack each vector of the collection, by its name; searches don't see those."""
+        names = dense_vectors(self._info())
+        return {
+            name: int(self._call("count points", "count", count_filter=self._without(name), exact=True).count)
+            for name in sorted(names)
+        }
+
+    def _without(self, name: str) -> m.Filter:
+        return m.Filter(must_not=[m.HasVectorCondition(has_vector=name)], must=self._filter([]))
 
     def status(self) -> StoreStatus:
         return status_of(self._info(), self._spec, self.version)

@@ -1,0 +1,121 @@
+"""Commands for a Qdrant that is there already, or is to be: adopt, migrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gmv_qdrant.cli.options import run_options, with_workspace
+from gmv_qdrant.cli.render import bars, note, print_json, print_summary
+
+COLUMNS = ("uri", "owner", "label", "licence")
+
+
+def _field_options(command: Any) -> Any:
+    for name in reversed(COLUMNS):
+        usual = (
+            f"Payload field with the image's {name if name != 'uri' else 'path or URL'}.  [default: {name}]"
+        )
+        command = click.option(f"--{name}-field", metavar="FIELD", help=usual)(command)
+    return command
+
+
+def _tenant(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+    pairs = [one.partition("=") for one in given]
+    if bad := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise click.BadParameter(f"{bad[0]!r} is not FIELD=VALUE")
+    return {name: value for name, _, value in pairs} or None
+
+
+@click.command()
+@click.argument("workspace", type=click.Path(path_type=Path), required=False)
+@click.option("--qdrant-url", help="The Qdrant server; its key is QDRANT_API_KEY.")
+@click.option("--collection", help="The collection's name.")
+@click.option(
+    "--vector", "vector_name", help="Which of its vectors; '' is the unnamed one.  [default: the only one]"
+)
+@click.option("--encoder", help="The encoder that the collection was made with.")
+@click.option("--encoder-weights", type=click.Path(), help="A local file with the encoder's weights.")
+@click.option("--distance", help="Re-rank distance.  [default: dreamsim]")
+@click.option("--quality", help="Quality metric.  [default: maniqa]")
+@click.option("--candidates", type=int, help="K of the recall phase.  [default: 200]")
+@click.option("--views", help="none, or flip: match mirrored images too.  [default: none]")
+@_field_options
+@click.option("--attribute-fields", help="More payload fields to credit by, with commas between; or all.")
+@click.option("--uri-prefix", help="What stands before paths: /mnt/images/, s3://bucket/.")
+@click.option(
+    "--tenant", multiple=True, callback=_tenant, metavar="FIELD=VALUE", help="Only points with this payload."
+)
+@click.option("--enable-quantization", is_flag=True, help="WRITES: product quantization, in place.")
+@click.option("--write-rerank-vectors", is_flag=True, help="WRITES: a second named vector for every point.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Images to prove the encoder with.",
+)
+@run_options
+@click.pass_obj
+def adopt(given: Path, /, workspace: Path | None, as_json: bool, **options: Any) -> None:
+    """Use a collection that is there already, full of image embeddings, as the training set.
+
+    Makes WORKSPACE (by default that of -w), and proves first, on a sample of images, that the collection was made with
+    the encoder. Run it again to take in what has changed since. Without the two flags that say WRITES nothing
+    is written to the collection.
+    """
+    from gmv_qdrant.workspace import Workspace
+
+    fields = {name: options.pop(f"{name}_field") for name in COLUMNS}
+    fields["uri_prefix"] = options.pop("uri_prefix")
+    attributes = options.pop("attribute_fields")
+    if attributes is not None:
+        fields["attributes"] = "all" if attributes == "all" else tuple(_names(attributes))
+    with bars() as progress:
+        summary = Workspace.adopt(workspace or given, fields=fields, progress=progress, **options)
+    if as_json:
+        print_json(summary)
+        return
+    print_summary(summary)
+    if summary.get("without_uri"):
+        note(f"  {summary['without_uri']:,} points name no image and were left out")
+    if summary.get("sample_differing"):
+        note("  some images of the sample are no longer those that were embedded")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@click.command()
+@click.option("--to-server", metavar="URL", help="Move the collection to this Qdrant server.")
+@click.option("--to-edge", is_flag=True, help="Move it into the workspace, to the embedded store.")
+@click.option("--collection", help="Its name there.  [default: as it is]")
+@click.option("--remove-source", is_flag=True, help="Then remove it where it was.")
+@run_options
+@with_workspace
+def migrate(
+    workspace: Any,
+    to_server: str | None,
+    to_edge: bool,
+    collection: str | None,
+    remove_source: bool,
+    as_json: bool,
+) -> None:
+    """Grow from the embedded store to a server, or come back.
+
+    Copies what the target lacks, compares both sides, and only then switches the workspace over; can be stopped and
+    run again. The source stays unless --remove-source is given. The server's key is QDRANT_API_KEY.
+    """
+    if (to_server is not None) == to_edge:
+        raise click.UsageError("Give --to-server URL or --to-edge.")
+    summary = workspace.migrate(to_server=to_server, collection=collection, remove_source=remove_source)
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary)
+
+
+COMMANDS = (adopt, migrate)
