@@ -1,7 +1,7 @@
 """Write docs/cli.md from the command line's own help; tests/test_docs.py fails when they differ.
 
-    python scripts/cli_reference.py            # writes docs/cli.md
-    python scripts/cli_reference.py --check    # exits 1 when it would change
+python scripts/cli_reference.py            # writes docs/cli.md
+python scripts/cli_reference.py --check    # exits 1 when it would change
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HEAD = """# The command line
 Written by `python scripts/cli_reference.py` from the help of the commands. Every command is a method of
 [`Workspace`](python.md) with the same name and the same words.
 
-A flag beats the environment, which beats `gmv.toml` in the workspace, which beats the default: see [settings](settings.md).
-`--json` prints one JSON document on stdout and nothing else; progress and messages go to stderr. Exit codes: 0 done, 1 an error
-(one sentence on stderr), 2 wrong usage.
+A flag beats the environment, which beats `gmv.toml` in the workspace, which beats the default: see
+[settings](settings.md). `--json` prints one JSON document on stdout and nothing else; progress and messages go to
+stderr. Exit codes: 0 done, 1 an error (one sentence on stderr), 2 wrong usage.
 """
 
 

@@ -21,7 +21,9 @@ def timm_embeddings(paths: list[Path], model: str, weights: Path) -> np.ndarray:
     """float64 ``(n, dim)`` unit vectors by timm's own recipe."""
     import timm
 
-    net = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(weights)})
+    net = timm.create_model(
+        model, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(weights)}
+    )
     net = net.float().eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
     with torch.inference_mode():
@@ -63,7 +65,10 @@ class PairwiseRms:
         self.size = size
 
     def pixels(self, path: Path) -> np.ndarray:
-        return np.asarray(rgb(path).resize((self.size, self.size), Image.Resampling.BICUBIC), dtype=np.float64) / 255
+        return (
+            np.asarray(rgb(path).resize((self.size, self.size), Image.Resampling.BICUBIC), dtype=np.float64)
+            / 255
+        )
 
     def __call__(self, one: Path, many: list[Path]) -> np.ndarray:
         a = self.pixels(one)

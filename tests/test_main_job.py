@@ -54,22 +54,32 @@ def digits(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> dict[str, 
     training = load(shared / "data/images/mnist_train_10k_A.npz")
     generated = load(shared / "data/images/mnist_gen_gan.npz")
     return {
-        "training": write_set(training["images"][::33], training["labels"][::33], folder / "training", owners=True),
-        "generated": write_set(generated["images"][:8], generated["labels"][:8], folder / "generated", owners=False),
+        "training": write_set(
+            training["images"][::33], training["labels"][::33], folder / "training", owners=True
+        ),
+        "generated": write_set(
+            generated["images"][:8], generated["labels"][:8], folder / "generated", owners=False
+        ),
     }
 
 
 def export(workspace: Path, target: Path, *options: object) -> dict[str, duckdb.DuckDBPyRelation]:
     gmv("-w", workspace, "export", target, *options)
-    return {name: duckdb.read_parquet(str(target / f"{name}.parquet")) for name in ("values", "contributions")}
+    return {
+        name: duckdb.read_parquet(str(target / f"{name}.parquet")) for name in ("values", "contributions")
+    }
 
 
-def matrix(tables: dict[str, duckdb.DuckDBPyRelation], training: list[Path], generated: list[Path]) -> np.ndarray:
+def matrix(
+    tables: dict[str, duckdb.DuckDBPyRelation], training: list[Path], generated: list[Path]
+) -> np.ndarray:
     """Exported contributions as float64 ``(m, n)``."""
     row = {str(path): i for i, path in enumerate(generated)}
     column = {str(path): i for i, path in enumerate(training)}
     out = np.zeros((len(generated), len(training)))
-    for g, t, value in tables["contributions"].project("generated_uri, training_uri, contribution").fetchall():
+    for g, t, value in (
+        tables["contributions"].project("generated_uri, training_uri, contribution").fetchall()
+    ):
         out[row[g], column[t]] += value
     return out
 
@@ -83,9 +93,13 @@ def answer(digits: dict[str, list[Path]], shared: Path) -> tuple[np.ndarray, dic
         warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision in an old way
         patch.setenv("TORCH_HOME", str(shared / "data/weights/torch_home"))
         pairwise = oracle.PairwiseLpips("alex", 64)
-    embedded = [oracle.timm_embeddings(paths, "tf_efficientnet_lite0", weights) for paths in (training, generated)]
+    embedded = [
+        oracle.timm_embeddings(paths, "tf_efficientnet_lite0", weights) for paths in (training, generated)
+    ]
     rows = oracle.candidates(*embedded, K)
-    distances = np.stack([pairwise(p, [training[i] for i in who]) for p, who in zip(generated, rows, strict=True)])
+    distances = np.stack(
+        [pairwise(p, [training[i] for i in who]) for p, who in zip(generated, rows, strict=True)]
+    )
     pairs = {
         (str(path), str(training[i])): d
         for path, who, ds in zip(generated, rows, distances, strict=True)
@@ -156,9 +170,13 @@ def expected_contributions(
     training, generated = shapes["training"], shapes["generated"]
     rows = oracle.candidates(oracle.pixel_embeddings(training, 16), oracle.pixel_embeddings(generated, 16), K)
     rms = oracle.PairwiseRms(16)
-    distances = np.stack([rms(path, [training[i] for i in who]) for path, who in zip(generated, rows, strict=True)])
+    distances = np.stack(
+        [rms(path, [training[i] for i in who]) for path, who in zip(generated, rows, strict=True)]
+    )
     ones = np.ones(len(generated))
-    return oracle.contributions(distances, rows, len(training), k, temperature, ones if quality is None else quality)
+    return oracle.contributions(
+        distances, rows, len(training), k, temperature, ones if quality is None else quality
+    )
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(30, 1.0), (5, 1.0), (30, 0.01), (K, 0.003), (1, 1.0)])
@@ -167,7 +185,9 @@ def test_values_are_a_choice_of_the_question(
 ) -> None:
     expected = expected_contributions(shapes, k, temperature)
     tables = export(small, tmp_path, "-k", k, "--temperature", temperature, "--uncalibrated")
-    tolerance = 1e-6 / min(1.0, temperature)  # distances are right to 1e-6, and 1 / T multiplies what they lack
+    tolerance = 1e-6 / min(
+        1.0, temperature
+    )  # distances are right to 1e-6, and 1 / T multiplies what they lack
     np.testing.assert_allclose(
         matrix(tables, shapes["training"], shapes["generated"]), expected, rtol=tolerance, atol=1e-12
     )
@@ -175,9 +195,12 @@ def test_values_are_a_choice_of_the_question(
 
 def test_credits_by_image_owner_and_label(shapes: dict[str, list[Path]], small: Path) -> None:
     quality = np.array(
-        [row["quality"] for row in json.loads(gmv("-w", small, "sql", "FROM generated ORDER BY uri", "--json"))]
+        [
+            row["quality"]
+            for row in json.loads(gmv("-w", small, "sql", "FROM generated ORDER BY uri", "--json"))
+        ]
     )
-    assert ((0 <= quality) & (quality <= 1)).all()
+    assert ((quality >= 0) & (quality <= 1)).all()
     assert quality.std() > 0
     values = expected_contributions(shapes, quality=quality).sum(axis=0)
     training = [str(path) for path in shapes["training"]]
@@ -204,7 +227,9 @@ def test_valuing_again_changes_nothing(shapes: dict[str, list[Path]], small: Pat
         return gmv("-w", small, "sql", "FROM matches ORDER BY ALL", "--json")
 
     before = evidence()
-    summary = json.loads(gmv("-w", small, "value", shapes["generated"][0].parent, "--batch", "first", "--json"))
+    summary = json.loads(
+        gmv("-w", small, "value", shapes["generated"][0].parent, "--batch", "first", "--json")
+    )
     assert summary["unchanged"] == len(shapes["generated"])
     assert evidence() == before
 
@@ -229,7 +254,10 @@ def test_a_second_batch_is_counted_apart_and_together(
     gmv("-w", copy, "value", shapes["generated"][0], shapes["generated"][1], "--batch", "second")
 
     def total(*options: str) -> float:
-        return sum(row["value"] for row in json.loads(gmv("-w", copy, "credits", "--json", "--uncalibrated", *options)))
+        return sum(
+            row["value"]
+            for row in json.loads(gmv("-w", copy, "credits", "--json", "--uncalibrated", *options))
+        )
 
     assert total("--batch", "first") == pytest.approx(7)
     assert total("--batch", "second") == pytest.approx(2)
