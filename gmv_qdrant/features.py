@@ -7,6 +7,7 @@ image. So a crash leaves at most a shard that nobody names, and a row that is na
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,19 +46,23 @@ class FeatureSpace:
         return self._write(self.storage.pack(vectors))
 
     def _write(self, packed: np.ndarray) -> Locations:
-        self.directory.mkdir(parents=True, exist_ok=True)
         shard = max(self.shards(), default=-1) + 1
         partial = self._path(shard).with_suffix(".partial")
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 np.save(file, packed)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
-            partial.unlink(missing_ok=True)  # a full disk needs the room
-            raise
-        partial.rename(self._path(shard))
-        _sync(self.directory)
+            partial.rename(self._path(shard))
+            _sync(self.directory)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)  # a full disk needs the room
+            raise StoreError(
+                f"{packed.nbytes >> 20} MB of vectors can't be written to {self.directory} "
+                f"({error.strerror or error}): all before them is safe; make room and run the command again"
+            ) from error
         return np.stack([np.full(len(packed), shard), np.arange(len(packed))], axis=1)
 
     def _open(self, shard: int) -> np.ndarray:

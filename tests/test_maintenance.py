@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
@@ -62,7 +62,7 @@ def crash_at(crossing: int) -> Iterator[None]:
             cross()  # before the commit
         cross()
 
-    places = [(FeatureSpace, n) for n in ("append", "compact", "drop")]
+    places: list[tuple[type, str]] = [(FeatureSpace, n) for n in ("append", "compact", "drop")]
     places += [(EdgeStore, n) for n in ("upsert", "delete", "flush", "purge", "optimize")]
     places += [(Ledger, "rewrite")]
     with ExitStack() as stack:
@@ -121,7 +121,7 @@ CRASHES = st.one_of(st.none(), st.integers(1, 24))
 class Life(RuleBasedStateMachine):
     """Any order of commands, each crashing now and then; compared with the model whenever nothing is stale."""
 
-    settings = tiny.SETTINGS
+    settings: ClassVar[dict[str, Any]] = tiny.SETTINGS
     k: int | None = 3
     first: range | None = None
 
@@ -271,7 +271,7 @@ class Life(RuleBasedStateMachine):
 class CodedLife(Life):
     """The same with product quantization; all images are candidates, so that the codes can't change who is one."""
 
-    settings = {**tiny.SETTINGS, "quantization": "pq", "candidates": 400}
+    settings: ClassVar[dict[str, Any]] = {**tiny.SETTINGS, "quantization": "pq", "candidates": 400}
     first = range(1000, 1262)
     k = 30
 

@@ -30,6 +30,7 @@ from PIL import Image
 from gmv_qdrant import Workspace
 
 TRAINING = ("cifar10_train_10k_A", "fashion_train_10k_A", "mnist_train_10k_A")
+WEIGHTS = {"timm:tf_efficientnet_lite0": "weights/tf_efficientnet_lite0-fp16.pth"}
 GENERATED = ("cifar10_gen_vae", "fashion_gen_pcaflow", "fashion_gen_cvae_weak", "cifar10_gen_pcaflow_weak")
 
 
@@ -100,6 +101,8 @@ def main() -> None:
     parser.add_argument("-m", type=int, default=2_000)
     parser.add_argument("--quantization", default="pq")
     parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--encoder", default="timm:tf_efficientnet_lite0")
+    parser.add_argument("--distance", default="lpips:alex@64")
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True)
@@ -115,15 +118,16 @@ def main() -> None:
     write(gather(options.data, GENERATED, options.m), work / "generated")
     workspace = Workspace.init(
         work / "workspace",
-        encoder="timm:tf_efficientnet_lite0",
-        encoder_weights=str(options.data / "weights/tf_efficientnet_lite0-fp16.pth"),
-        distance="lpips:alex@64",
+        encoder=options.encoder,
+        encoder_weights=str(options.data / WEIGHTS[options.encoder]) if options.encoder in WEIGHTS else None,
+        distance=options.distance,
         quality="none",
         quantization=options.quantization,
         candidates=options.candidates,
     )
     result: dict[str, Any] = {
         "n": len(images), "m": options.m, "K": options.candidates, "quantization": options.quantization,
+        "encoder": options.encoder, "distance": options.distance,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }  # fmt: skip
 
