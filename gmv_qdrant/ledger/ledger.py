@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -21,6 +20,7 @@ import pyarrow as pa
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gmv_qdrant.errors import LedgerError, LedgerLocked
+from gmv_qdrant.ledger.gate import Gate
 
 SCHEMA_VERSION = "1"
 READER_PATIENCE = 10.0
@@ -42,9 +42,12 @@ Connection = duckdb.DuckDBPyConnection
 def _is_busy(error: BaseException) -> bool:
     """Somebody else has the file open in a way that excludes us; it passes."""
     text = str(error)
-    return isinstance(error, duckdb.Error) and (
-        "Could not set lock" in text or "different configuration" in text
-    )
+    words = (
+        "Could not set lock",
+        "different configuration",
+        "already attached",
+    )  # of processes, then of threads
+    return isinstance(error, duckdb.Error) and any(phrase in text for phrase in words)
 
 
 def _first_line(error: BaseException) -> str:
@@ -60,7 +63,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writing = threading.RLock()
+        self._gate = Gate()
 
     @classmethod
     def create(cls, path: Path) -> Ledger:
@@ -112,7 +115,7 @@ class Ledger:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction: committed at the end of the block, rolled back on any error."""
-        with self._writing:
+        with self._gate.writing(WRITER_PATIENCE):
             con = self._connect(WRITER_PATIENCE, read_only=False)
             try:
                 con.execute("BEGIN TRANSACTION")
@@ -136,7 +139,7 @@ class Ledger:
         fresh = self.path.with_suffix(".rewriting")
         for leftover in (fresh, fresh.with_name(fresh.name + ".wal")):
             leftover.unlink(missing_ok=True)
-        with self._writing:
+        with self._gate.writing(WRITER_PATIENCE):
             con = self._connect(WRITER_PATIENCE, read_only=False)
             try:
                 con.execute("CHECKPOINT")
@@ -162,11 +165,12 @@ class Ledger:
 
         locked: for SQL typed by a person: no files, no network, no change of settings.
         """
-        con = self._connect(READER_PATIENCE, read_only=True, locked=locked)
-        try:
-            yield con
-        finally:
-            con.close()
+        with self._gate.reading(READER_PATIENCE):
+            con = self._connect(READER_PATIENCE, read_only=True, locked=locked)
+            try:
+                yield con
+            finally:
+                con.close()
 
     def query(
         self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table

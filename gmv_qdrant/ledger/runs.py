@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -34,7 +35,10 @@ def versions() -> dict[str, str]:
 
 
 class Run:
-    """Counts, timings (seconds by phase) and quarantine of one run; all of it goes to the ledger."""
+    """Counts, timings (seconds by phase) and quarantine of one run; all of it goes to the ledger.
+
+    Two threads may tell it things: one computes while the other writes, so phases overlap.
+    """
 
     def __init__(self, verb: str, epoch: int) -> None:
         self.run_id = uuid.uuid4().hex
@@ -47,15 +51,18 @@ class Run:
         """The run before didn't come to its end: what it left between its writes is still to be tidied up."""
         self._quarantined: dict[str, str] = {}
         self._healed: list[str] = []
+        self._lock = threading.Lock()
 
     def heal(self, uris: list[str]) -> None:
         """These inputs are fine, whatever quarantine says; written with the next batch."""
-        self._healed += uris
+        with self._lock:
+            self._healed += uris
 
     def quarantine(self, uri: str, reason: str) -> None:
         """Keep an input that could not be used, with its reason; written with the next batch."""
-        self._quarantined[uri] = reason
-        self.counts["quarantined"] += 1
+        with self._lock:
+            self._quarantined[uri] = reason
+            self.counts["quarantined"] += 1
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -63,27 +70,28 @@ class Run:
         try:
             yield
         finally:
-            self.timings[phase] += time.perf_counter() - started
+            with self._lock:
+                self.timings[phase] += time.perf_counter() - started
 
     def write_quarantine(self, con: Connection, healed: list[str]) -> None:
         """Write new quarantine rows, and take out the URIs that were used after all."""
-        gone = healed + self._healed + list(self._quarantined)
-        self._healed.clear()
+        with self._lock:
+            gone = healed + self._healed + list(self._quarantined)
+            quarantined, self._quarantined, self._healed = self._quarantined, {}, []
         if gone:
             con.execute("DELETE FROM quarantine WHERE uri IN (SELECT unnest(?::VARCHAR[]))", [gone])
-        if self._quarantined:
-            n = len(self._quarantined)
+        if quarantined:
+            n = len(quarantined)
             insert(
                 con,
                 "quarantine",
                 {
-                    "uri": list(self._quarantined),
-                    "reason": list(self._quarantined.values()),
+                    "uri": list(quarantined),
+                    "reason": list(quarantined.values()),
                     "run_id": [self.run_id] * n,
                     "at": [datetime.now(UTC)] * n,
                 },
             )
-            self._quarantined.clear()
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for people and for ``--json``."""

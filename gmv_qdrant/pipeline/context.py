@@ -253,8 +253,8 @@ class Context:
         if likeness < SAME_ENCODER:
             raise FingerprintMismatch(
                 f"the encoder {self.settings.encoder} no longer gives the vectors that this ledger was made "
-                f"with (cosine {likeness:.4f} on a probe image): a library has changed what it computes, so go back to the "
-                "versions in 'gmv-qdrant sql \"SELECT versions FROM runs\"', or start another workspace"
+                f"with (cosine {likeness:.4f} on a probe image): a library has changed what it computes, so go back to "
+                "the versions in 'gmv-qdrant sql \"SELECT versions FROM runs\"', or start another workspace"
             )
 
     def _probe_vector(self) -> np.ndarray:
@@ -264,7 +264,7 @@ class Context:
             [ramp[:, None] * 2 + ramp * 0, ramp[:, None] * 0 + ramp * 2, ramp[:, None] ^ ramp], axis=2
         )
         tensor = self.encoder.prepare(Image.fromarray(pixels.astype(np.uint8)))
-        return self.encoder.encode(tensor[None])[0]
+        return np.asarray(self.encoder.encode(tensor[None])[0])
 
     def close(self) -> None:
         if "store" in self.__dict__:

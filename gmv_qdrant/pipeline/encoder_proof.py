@@ -15,8 +15,8 @@ from gmv_qdrant.errors import CollectionMismatch, GmvError, ImageError, SourceEr
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.models import model_status
+from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.loading import through
 from gmv_qdrant.pipeline.streams import batched, mapped
 
 SAME = 0.99
@@ -133,11 +133,9 @@ def _read(
 
 
 def _cosines(encoder: Encoder, images: Sequence[Image.Image], stored: np.ndarray) -> np.ndarray:
+    forward = Forward(encoder, 16, fixed=True)
     ours = np.concatenate(
-        [
-            through(encoder, torch.stack([encoder.prepare(image) for image in batch]))
-            for batch in batched(images, 16)
-        ]
+        [forward(torch.stack([encoder.prepare(image) for image in batch])) for batch in batched(images, 16)]
     ).astype(np.float64)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(stored, axis=1)
     return np.asarray((ours * stored).sum(axis=1) / np.where(lengths > 0, lengths, np.nan))

@@ -3,12 +3,14 @@
 Order of writes, for each chunk: feature shard (synced), points (flushed), ledger (one transaction). The ledger
 comes last, so what it names is durable elsewhere. A crash in between leaves an unnamed shard, or points
 that the ledger doesn't know; the same images ingested again replace them, and `recovery.recover` removes them.
+One chunk is written while the next goes through the networks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load
-from gmv_qdrant.pipeline.streams import chunked
+from gmv_qdrant.pipeline.streams import Behind, chunked
 
 MAX_STORED_BYTES = 262_144
 """A re-rank vector larger than this is computed on demand instead of kept (LPIPS at 224 px: 658 KB)."""
@@ -31,16 +33,17 @@ def ingest(
 
     readmit: take in images again that were withdrawn.
     """
-    ingestion = _Ingestion(context, run, readmit)
-    for chunk in chunked(records):
-        usable = []
-        for record in chunk:
-            if isinstance(record, Unusable):
-                run.quarantine(record.uri, record.reason)
-            else:
-                usable.append(record)
-        ingestion.take(usable)
-        context.progress.advance(len(chunk))
+    with Behind() as behind:
+        ingestion = _Ingestion(context, run, readmit, behind)
+        for chunk in chunked(records, partial(weight, context)):
+            usable = []
+            for record in chunk:
+                if isinstance(record, Unusable):
+                    run.quarantine(record.uri, record.reason)
+                else:
+                    usable.append(record)
+            ingestion.take(usable)
+            context.progress.advance(len(chunk))
     with run.timed("optimize"):
         context.progress.phase("quantize", None)
         context.store.optimize()
@@ -52,11 +55,23 @@ def stores_rerank(context: Context) -> bool:
     return shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
 
 
+def weight(context: Context, record: Record | Unusable) -> int:
+    """Bytes that are held while a record's chunk is worked on: its image file, and its vectors of each view."""
+    if isinstance(record, Unusable):
+        return 0
+    file = len(record.data) if record.data is not None else record.size or 0
+    rerank = context.rerank_shape.dim if stores_rerank(context) else 0
+    return file + 4 * len(context.views) * (context.recall_shape.dim + rerank)
+
+
 class _Ingestion:
-    def __init__(self, context: Context, run: Run, readmit: bool) -> None:
+    def __init__(self, context: Context, run: Run, readmit: bool, behind: Behind) -> None:
         self.context = context
         self.run = run
         self.readmit = readmit
+        self.behind = behind
+        self.in_flight: dict[str, int] = {}
+        """Content hash -> training key, of the chunk that is being written."""
         self.embedder = Embedder(context, rerank=stores_rerank(context))
         with context.ledger.read() as con:
             self.next_key: int = con.execute(
@@ -64,7 +79,7 @@ class _Ingestion:
             ).fetchall()[0][0]
 
     def take(self, records: Sequence[Record]) -> None:
-        """One chunk: all of it durable when this returns."""
+        """One chunk: all of it durable when ``behind`` has done what it is given."""
         unread = self._unseen_files(records)
         loaded = list(load(self.context, self.run, unread))
         known = self._known({item.hash for item in loaded})
@@ -89,7 +104,15 @@ class _Ingestion:
                     record.uri, f"the same bytes as {new[hash_].record.uri}, which could not be used"
                 )
         sources = [(hash_, record) for hash_, record in sources if hash_ not in failed]
-        self._commit(embedded, sources, {hash_: key for hash_, (key, _) in known.items()})
+        if not embedded and not sources:
+            return
+        keys = {hash_: key for hash_, (key, _) in known.items()}
+        for image in embedded:
+            if image.loaded.hash not in keys:
+                keys[image.loaded.hash] = self.next_key
+                self.next_key += 1
+        self.behind.hand_over(partial(self._commit, embedded, sources, keys))
+        self.in_flight = {image.loaded.hash: keys[image.loaded.hash] for image in embedded}
 
     def _unseen_files(self, records: Sequence[Record]) -> list[Record]:
         """All but the files whose path, size, time and metadata the ledger has already."""
@@ -126,18 +149,13 @@ class _Ingestion:
             """,
             hashes=pa.table({"content_hash": pa.array(sorted(hashes), pa.string())}),
         )
-        return {row["content_hash"]: (row["training_key"], row["withdrawn"]) for row in rows.to_pylist()}
+        known = {row["content_hash"]: (row["training_key"], row["withdrawn"]) for row in rows.to_pylist()}
+        return known | {hash_: (key, None) for hash_, key in self.in_flight.items() if hash_ in hashes}
 
     def _commit(
         self, embedded: list[Embedded], sources: list[tuple[str, Record]], keys: dict[str, int]
     ) -> None:
         context, run = self.context, self.run
-        if not embedded and not sources:
-            return
-        for item in embedded:
-            if item.loaded.hash not in keys:
-                keys[item.loaded.hash] = self.next_key
-                self.next_key += 1
         locations = None
         with run.timed("write"):
             if embedded and embedded[0].rerank is not None:

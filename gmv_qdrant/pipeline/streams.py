@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+CHUNK_BYTES = 256 << 20
+"""Images and vectors that are held at once; two chunks are under way at a time."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,6 +27,10 @@ class Progress(Protocol):
 
     def advance(self, items: int = 1) -> None: ...
 
+    def note(self, sentence: str) -> None:
+        """Something that people should know before they wait for it."""
+        ...
+
 
 class Silent:
     """Tells nobody."""
@@ -30,6 +39,9 @@ class Silent:
         pass
 
     def advance(self, items: int = 1) -> None:
+        pass
+
+    def note(self, sentence: str) -> None:
         pass
 
 
@@ -47,6 +59,40 @@ def mapped(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T],
             future.cancel()
 
 
+class Behind:
+    """Work done in one other thread while this one goes on: piece by piece, in the order it was handed over.
+
+    At most one piece is under way. Its error comes out where the next is handed over, or at the end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
+
+    def hand_over(self, work: Callable[[], None]) -> None:
+        """Wait for the piece before, and begin this one."""
+        self.wait()
+        self._under_way = self._thread.submit(work)
+
+    def wait(self) -> None:
+        future, self._under_way = self._under_way, None
+        if future:
+            future.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            # what is under way is finished, but the error that ends the block is the one to tell
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+                self.wait()
+        finally:
+            self._thread.shutdown(wait=True)
+
+
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     source = iter(items)
     while batch := list(itertools.islice(source, size)):
@@ -54,13 +100,33 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def chunked(
-    items: Iterable[T], seconds: float = 20.0, smallest: int = 64, largest: int = 4096
+    items: Iterable[T],
+    weight: Callable[[T], int],
+    *,
+    seconds: float = 20.0,
+    smallest: int = 64,
+    largest: int = 4096,
+    heaviest: int = CHUNK_BYTES,
 ) -> Iterator[list[T]]:
-    """Chunks that each take about ``seconds`` to work on: what a kill can lose, whatever the hardware."""
+    """Chunks that each take about ``seconds`` to work on, what a kill can lose, and weigh about ``heaviest`` bytes."""
     source = iter(items)
     size = smallest
-    while chunk := list(itertools.islice(source, size)):
+    while chunk := _take(source, size, weight, heaviest):
         started = time.perf_counter()
         yield chunk
         rate = len(chunk) / max(time.perf_counter() - started, 1e-9)
         size = int(min(max(rate * seconds, smallest), largest, 2 * size))
+
+
+def _take(source: Iterator[T], most: int, weight: Callable[[T], int], heaviest: int) -> list[T]:
+    """The next items: ``most`` at most, and no more once they weigh ``heaviest``."""
+    taken: list[T] = []
+    total = 0
+    while len(taken) < most and total < heaviest:
+        for item in itertools.islice(source, 1):
+            taken.append(item)
+            total += weight(item)
+            break
+        else:
+            break
+    return taken

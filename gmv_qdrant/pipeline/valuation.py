@@ -1,7 +1,8 @@
 """Value: each generated image goes through the networks once and gets its evidence.
 
 Order of writes, for each chunk: feature shards (synced), then one ledger transaction that replaces the rows of
-these images. What the evidence is worth is a question for SQL (``ledger/credits.sql``).
+these images. What the evidence is worth is a question for SQL (``ledger/credits.sql``). One chunk is matched and
+written while the next goes through the networks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +20,10 @@ from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.ingest import insert_features
+from gmv_qdrant.pipeline.ingest import insert_features, weight
 from gmv_qdrant.pipeline.loading import Embedder, Loaded, load
 from gmv_qdrant.pipeline.matching import Known, Matcher, Matches, evidence_columns, require_training_images
-from gmv_qdrant.pipeline.streams import chunked
+from gmv_qdrant.pipeline.streams import Behind, chunked
 
 CONSERVATION = 1e-9
 """Largest relative error allowed in sum_i V_ij = q_j and sum_i phi_i = sum_j q_j."""
@@ -30,16 +32,17 @@ CONSERVATION = 1e-9
 def value(context: Context, run: Run, records: Iterable[Record | Unusable], batch: str) -> None:
     """Value generated images, under the name ``batch``; those valued already against this training set stay."""
     require_training_images(context)
-    valuation = Valuation(context, run)
-    for chunk in chunked(records, smallest=32, largest=1024):
-        usable = []
-        for record in chunk:
-            if isinstance(record, Unusable):
-                run.quarantine(record.uri, record.reason)
-            else:
-                usable.append(record)
-        valuation.take(usable, batch)
-        context.progress.advance(len(chunk))
+    with Behind() as behind:
+        valuation = Valuation(context, run)
+        for chunk in chunked(records, partial(weight, context), smallest=32, largest=1024):
+            usable = []
+            for record in chunk:
+                if isinstance(record, Unusable):
+                    run.quarantine(record.uri, record.reason)
+                else:
+                    usable.append(record)
+            valuation.take(usable, batch, behind)
+            context.progress.advance(len(chunk))
     check_conservation(context, run)
 
 
@@ -69,7 +72,7 @@ class _Valued:
 
     def same(self, item: Loaded, epoch: int) -> bool:
         """Whether nothing is to be done: neither the image, its metadata nor the training set has changed."""
-        facts = (item.hash, epoch, item.record.label, json.dumps(item.record.attributes))
+        facts = (item.hash, epoch, item.record.label, _attributes(item))
         return (self.hash, self.epoch, self.label, self.attributes) == facts
 
 
@@ -93,12 +96,15 @@ class Valuation:
             self.next_key: int = con.execute(
                 "SELECT coalesce(max(generated_key), 0) + 1 FROM generated"
             ).fetchall()[0][0]
+        self.in_flight: dict[str, _Valued] = {}
+        """URI -> what the chunk that is being written makes of it."""
+        self.vectors_in_flight: dict[str, _Vectors] = {}
 
-    def take(self, records: Sequence[Record], batch: str) -> None:
-        """One chunk: all of it durable when this returns."""
+    def take(self, records: Sequence[Record], batch: str, behind: Behind) -> None:
+        """One chunk: all of it durable when ``behind`` has done what it is given."""
         once = {record.uri: record for record in records}  # a path may have been given twice
         loaded = list(load(self.context, self.run, list(once.values())))
-        known = self._known([item.record.uri for item in loaded], batch)
+        known = self._known([item.record.uri for item in loaded], batch) | self.in_flight
         todo = []
         for item in loaded:
             seen = known.get(item.record.uri)
@@ -116,6 +122,21 @@ class Valuation:
             space: np.array([vectors[item.hash].locations[space] for item in valued], dtype=np.int64)
             for space in self.context.generated_spaces
         }
+        behind.hand_over(partial(self._commit, valued, keys, batch, vectors, spaces))
+        self.vectors_in_flight = vectors
+        self.in_flight = {
+            item.record.uri: _Valued(key, item.hash, self.run.epoch, item.record.label, _attributes(item))
+            for item, key in zip(valued, keys, strict=True)
+        }
+
+    def _commit(
+        self,
+        valued: Sequence[Loaded],
+        keys: Sequence[int],
+        batch: str,
+        vectors: dict[str, _Vectors],
+        spaces: dict[str, np.ndarray],
+    ) -> None:
         evidence = self.match(spaces)
         with self.run.timed("write"), self.context.ledger.write() as con:
             replace_matches(con, keys, evidence)
@@ -133,7 +154,7 @@ class Valuation:
                     "quality": pa.array([vectors[item.hash].quality for item in valued], pa.float64()),
                     "recall_radius": [matches.radius for matches in evidence],
                     "epoch_valued": [self.run.epoch] * len(keys),
-                    "attributes": [json.dumps(item.record.attributes) for item in valued],
+                    "attributes": [_attributes(item) for item in valued],
                 },
             )
             for space, locations in spaces.items():
@@ -148,6 +169,7 @@ class Valuation:
     def _vectors(self, images: dict[str, Loaded]) -> dict[str, _Vectors]:
         """Where the vectors of each content are: known from another valuation, or computed now."""
         vectors = self._valued_before(list(images))
+        vectors |= {hash_: mine for hash_, mine in self.vectors_in_flight.items() if hash_ in images}
         embedded = list(
             self.embedder.embed(self.run, [images[hash_] for hash_ in images if hash_ not in vectors])
         )
@@ -217,6 +239,10 @@ class Valuation:
             row["uri"]: _Valued(*(value for name, value in row.items() if name != "uri"))
             for row in rows.to_pylist()
         }
+
+
+def _attributes(item: Loaded) -> str:
+    return json.dumps(item.record.attributes)
 
 
 def replace_matches(con: Connection, keys: Sequence[int], evidence: Sequence[Matches]) -> None:

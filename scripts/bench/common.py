@@ -28,7 +28,7 @@ def read_images(source: Path, count: int) -> list[Image.Image]:
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
         return [Image.open(path).convert("RGB") for path in paths[:count]]
     with np.load(source) as archive:
-        arrays = archive["images"] if "images" in archive else None
+        arrays = archive.get("images")
     if arrays is None:
         arrays = runpy.run_path(str(source.parents[1] / "load.py"))["load"](source)["images"]
     return [Image.fromarray(array).convert("RGB") for array in arrays[:count]]

@@ -51,7 +51,9 @@ class Bare:
             some = tensors[name][: max(self.batches)]
             encoder.encode(some[:2])
             tried = {
-                size: min(seconds(lambda n=size: [encoder.encode(p) for p in some.split(n)])["wall"] for _ in "ab")
+                size: min(
+                    seconds(lambda n=size: [encoder.encode(p) for p in some.split(n)])["wall"] for _ in "ab"
+                )
                 for size in self.batches
                 if size <= len(some)
             }
@@ -92,12 +94,17 @@ def main() -> None:
 
     figures: dict[str, Any] = {
         "machine": machine(),
-        **{name: getattr(options, name) for name in ("encoder", "distance", "quality", "precision", "rerank")},
+        **{
+            name: getattr(options, name) for name in ("encoder", "distance", "quality", "precision", "rerank")
+        },
     }
     training, generated = read_images(options.training, options.n), read_images(options.generated, options.m)
     figures |= {"training": len(training), "generated": len(generated)}
     work = Path(tempfile.mkdtemp(prefix="gmv-throughput-"))
-    folders = {"ingest": write_images(training, work / "training"), "value": write_images(generated, work / "generated")}
+    folders = {
+        "ingest": write_images(training, work / "training"),
+        "value": write_images(generated, work / "generated"),
+    }
     bare = Bare(options)
     tensors = {"ingest": bare.prepare(training), "value": bare.prepare(generated)}
     bare.choose(tensors["ingest"])
