@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from samples import MakeStore
 
 from gmv_qdrant.store.base import CollectionSpec, VectorStore
+from gmv_qdrant.store.connection import Connection
 from gmv_qdrant.store.edge import EdgeStore
 from gmv_qdrant.store.server import ServerConfig, ServerStore
 
@@ -65,10 +66,7 @@ def make_store(engine: str, tmp_path: Path) -> Iterator[MakeStore]:
         server.__exit__()
         assert server.invalid == []
     for name in made:
-        from qdrant_client import QdrantClient
-
-        key = os.environ.get("QDRANT_API_KEY")
-        QdrantClient(REAL, api_key=key).delete_collection(name)
+        Connection(real_config()).call("delete the test's collection", "delete_collection", name)
 
 
 @pytest.fixture
