@@ -58,44 +58,37 @@ CREATE OR REPLACE MACRO group_name(field, owner, label, licence, attributes) AS
     CASE field WHEN 'owner' THEN owner WHEN 'label' THEN label WHEN 'licence' THEN licence
     ELSE json_extract_string(attributes, '$."' || field || '"') END;
 
--- Who holds what: for each training image and name, how many of the image's sources bear the name.
+-- Who holds what: a row for each training image and name that its sources bear. ``part / parts`` of the image's credit goes
+-- to the name. Images that one name holds alone share its id as their bundle, so that they are added up together; others
+-- are a bundle each, -training_key.
 CREATE OR REPLACE MACRO holders(field) AS TABLE
-SELECT t.training_key, group_name(field, s.owner, s.label, s.licence, s.attributes) AS name, count(*) AS part
-FROM training t LEFT JOIN sources s USING (training_key)
-WHERE t.epoch_withdrawn IS NULL GROUP BY ALL;
-
-CREATE OR REPLACE MACRO group_names(field) AS TABLE
-SELECT name, CAST(row_number() OVER (ORDER BY name NULLS LAST) AS INTEGER) AS id, images
-FROM (SELECT name, count(*) AS images FROM holders(field) GROUP BY name);
-
--- Images that one name holds alone are added up together, under its id; others one by one, under -training_key.
-CREATE OR REPLACE MACRO bundles(field) AS TABLE
-SELECT training_key, CAST(CASE WHEN count(*) = 1 THEN min(id) ELSE -training_key END AS INTEGER) AS bundle
-FROM holders(field) h JOIN group_names(field) n ON n.name IS NOT DISTINCT FROM h.name GROUP BY training_key;
-
--- The part of each bundle's credit that goes to each id: split equally among the sources of an image.
-CREATE OR REPLACE MACRO bundle_parts(field) AS TABLE
-WITH held AS (
-    SELECT training_key, id, part FROM holders(field) h JOIN group_names(field) n ON n.name IS NOT DISTINCT FROM h.name
+WITH held AS MATERIALIZED (
+    SELECT t.training_key, group_name(field, s.owner, s.label, s.licence, s.attributes) AS name, count(*) AS part
+    FROM training t LEFT JOIN sources s USING (training_key)
+    WHERE t.epoch_withdrawn IS NULL GROUP BY ALL
+), names AS MATERIALIZED (
+    SELECT name, CAST(row_number() OVER (ORDER BY name NULLS LAST) AS INTEGER) AS id FROM (SELECT DISTINCT name FROM held)
+), images AS (
+    SELECT training_key, count(*) AS names, CAST(sum(part) AS BIGINT) AS parts FROM held GROUP BY training_key
 )
-SELECT id AS bundle, id, 1 AS part, 1 AS parts FROM group_names(field)
-UNION ALL
-SELECT -training_key, id, part, parts
-FROM held JOIN (SELECT training_key, sum(part)::BIGINT AS parts FROM held GROUP BY training_key HAVING count(*) > 1)
-     USING (training_key);
+SELECT training_key, n.id, n.name, CASE WHEN i.names = 1 THEN n.id ELSE -training_key END AS bundle,
+       CASE WHEN i.names = 1 THEN 1 ELSE h.part END AS part, CASE WHEN i.names = 1 THEN 1 ELSE i.parts END AS parts
+FROM held h JOIN names n ON n.name IS NOT DISTINCT FROM h.name JOIN images i USING (training_key);
 
 CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
-WITH earned AS (
+WITH held AS MATERIALIZED (
+    FROM holders(field)
+), earned AS (
     SELECT bundle, sum(fixed_small(contribution)) AS value, count(*) AS matches
     FROM contributions(k := k, temperature := temperature, calibrated := calibrated, batch := batch, no_contributor := no_contributor)
-    JOIN bundles(field) USING (training_key) GROUP BY bundle
+    JOIN (SELECT DISTINCT training_key, bundle FROM held) USING (training_key) GROUP BY bundle
 ), grouped AS (
     SELECT id, sum(value * part // parts) AS value, CAST(sum(matches) AS BIGINT) AS matches
-    FROM earned JOIN bundle_parts(field) USING (bundle) GROUP BY id
+    FROM earned JOIN (SELECT DISTINCT bundle, id, part, parts FROM held) USING (bundle) GROUP BY id
 )
-SELECT n.name, floating(coalesce(value, 0)) AS value, floating(value) / nullif(floating(sum(value) OVER ()), 0) AS share,
+SELECT n.name, floating(coalesce(value, 0)) AS value, coalesce(value, 0) / nullif(sum(value) OVER (), 0) AS share,
        n.images, coalesce(matches, 0) AS matches
-FROM group_names(field) n LEFT JOIN grouped USING (id);
+FROM (SELECT id, name, count(*) AS images FROM held GROUP BY ALL) n LEFT JOIN grouped USING (id);
 
 -- exp(entropy) of each generated image's contributions, normalised.
 CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
@@ -128,10 +121,11 @@ FROM per_image;
 -- Shapley value of v_j(S) = q_j * max over the images of the owners in S of exp(-d_ij/T), relative to the best of all:
 -- the airport game. Its total is q_j, and a second image of the same owner changes nothing unless it is nearer.
 CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
-WITH players AS (
-    SELECT generated_key, n.id, min(m.distance) AS distance, count(*) AS matches
-    FROM matches m JOIN generated g USING (generated_key) JOIN holders(field) h USING (training_key)
-    JOIN group_names(field) n ON n.name IS NOT DISTINCT FROM h.name
+WITH held AS MATERIALIZED (
+    FROM holders(field)
+), players AS (
+    SELECT generated_key, h.id, min(m.distance) AS distance, count(*) AS matches
+    FROM matches m JOIN generated g USING (generated_key) JOIN held h USING (training_key)
     WHERE (k IS NULL OR m.rank <= k) AND (batch IS NULL OR g.batch = batch)
     GROUP BY ALL
     UNION ALL
@@ -151,9 +145,9 @@ WITH players AS (
            CAST(sum(matches) AS BIGINT) AS matches
     FROM shares JOIN generated USING (generated_key) WHERE id IS NOT NULL GROUP BY id
 )
-SELECT n.name, floating(coalesce(value, 0)) AS value, floating(value) / nullif(floating(sum(value) OVER ()), 0) AS share,
+SELECT n.name, floating(coalesce(value, 0)) AS value, coalesce(value, 0) / nullif(sum(value) OVER (), 0) AS share,
        n.images, coalesce(matches, 0) AS matches
-FROM group_names(field) n LEFT JOIN grouped USING (id);
+FROM (SELECT id, name, count(*) AS images FROM held GROUP BY ALL) n LEFT JOIN grouped USING (id);
 
 -- Shapley value of v_j(S) = mean of exp(-d_ij/T) over the k images of S nearest to j (an absent one counts 0), over all
 -- candidates, scaled to the total q_j: KNN-Shapley. What an image replaces counts, so neighbours beyond k have value, too.
@@ -197,7 +191,11 @@ CREATE OR REPLACE MACRO uniform(text) AS (md5_number_lower(text) >> 11) / 900719
 CREATE OR REPLACE MACRO fraction(level) AS CASE WHEN level > 1 THEN level / 100.0 ELSE level END;
 CREATE OR REPLACE MACRO tails(level) AS [0.5 - fraction(level) / 2, 0.5 + fraction(level) / 2];
 CREATE OR REPLACE MACRO credit_intervals(field, level := 95, replicates := 400, seed := 0, k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
-WITH shuffled AS (
+WITH held AS MATERIALIZED (
+    FROM holders(field)
+), names AS (
+    SELECT DISTINCT id, name FROM held
+), shuffled AS (
     SELECT generated_key, row_number() OVER (ORDER BY md5_number(seed || ' image ' || generated_key)) % 1000 AS block
     FROM generated g WHERE batch IS NULL OR g.batch = batch
 ), sizes AS (
@@ -210,10 +208,10 @@ WITH shuffled AS (
 ), earned AS (
     SELECT block, bundle, sum(fixed_small(contribution)) AS value
     FROM contributions(k := k, temperature := temperature, calibrated := calibrated, batch := batch, no_contributor := no_contributor)
-    JOIN bundles(field) USING (training_key) JOIN shuffled USING (generated_key) GROUP BY ALL
+    JOIN (SELECT DISTINCT training_key, bundle FROM held) USING (training_key) JOIN shuffled USING (generated_key) GROUP BY ALL
 ), grouped AS (
     SELECT block, id, CAST(sum(value * part // parts) // 1048576 AS BIGINT) AS value  -- in 2^-40
-    FROM earned JOIN bundle_parts(field) USING (bundle) GROUP BY ALL
+    FROM earned JOIN (SELECT DISTINCT bundle, id, part, parts FROM held) USING (bundle) GROUP BY ALL
 ), drawn AS (
     SELECT replicate, id, sum(value * times) AS value
     FROM grouped JOIN draws USING (block) WHERE times > 0 GROUP BY ALL
@@ -221,11 +219,11 @@ WITH shuffled AS (
     SELECT replicate, sum(value) AS total FROM drawn GROUP BY replicate
 ), outcomes AS (
     SELECT n.id, coalesce(d.value, 0) / 1099511627776.0 * s.scale AS value, coalesce(d.value, 0) / nullif(t.total, 0) AS share
-    FROM group_names(field) n CROSS JOIN scales s LEFT JOIN totals t USING (replicate)
+    FROM names n CROSS JOIN scales s LEFT JOIN totals t USING (replicate)
     LEFT JOIN drawn d ON d.id = n.id AND d.replicate = s.replicate
 ), bounds AS (
     SELECT id, quantile_cont(value, tails(level)) AS of_value, quantile_cont(share, tails(level)) AS of_share
     FROM outcomes GROUP BY id
 )
 SELECT n.name, of_value[1] AS low, of_value[2] AS high, of_share[1] AS share_low, of_share[2] AS share_high
-FROM group_names(field) n LEFT JOIN bounds USING (id);
+FROM names n LEFT JOIN bounds USING (id);
