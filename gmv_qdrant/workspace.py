@@ -24,6 +24,7 @@ from gmv_qdrant.ledger import answers
 from gmv_qdrant.ledger.answers import ValueFunction
 from gmv_qdrant.ledger.ledger import Ledger
 from gmv_qdrant.ledger.runs import Run, recorded
+from gmv_qdrant.payout import Money, payout
 from gmv_qdrant.settings import EVIDENCE, FILE, Settings
 
 if TYPE_CHECKING:
@@ -61,8 +62,14 @@ class Workspace:
         """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
         root = Path(path).absolute()
         if not (root / FILE).exists():
-            cls._make(root, Settings.resolve(**settings))
-            return cls(root)
+            wanted = Settings.resolve(**settings)
+            if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
+                raise SettingsError(
+                    f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the collection "
+                    "of a workspace is its own, so give each tenant a workspace and a collection"
+                )
+            cls._make(root, wanted)
+            settings = {name: value for name, value in settings.items() if name not in EVIDENCE}
         return cls(root, **settings)
 
     @staticmethod
@@ -404,13 +411,46 @@ class Workspace:
     def _relation(self, table: pa.Table) -> Relation:
         return self._memory.from_arrow(table)
 
-    def credits(self, by: str = "owner", *, top: int | None = None, **function: Any) -> Relation:
+    def credits(
+        self,
+        by: str = "owner",
+        *,
+        top: int | None = None,
+        rule: str = "shares",
+        interval: float | None = None,
+        **function: Any,
+    ) -> Relation:
         """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
 
+        rule: ``shares`` (the paper), ``owner-shapley`` (groups) or ``knn-shapley`` (images).
+        interval: percent; adds ``low`` and ``high``, a bootstrap over the generated images.
         function: fields of `ValueFunction` (``k``, ``temperature``, ``calibrated``, ``batch``, ``no_contributor``), or
         ``calibration``, a name that `calibrate` kept.
         """
-        return self._relation(answers.credits(self.ledger, by, self._function(function), top))
+        return self._relation(answers.credits(self.ledger, by, self._function(function), top, rule, interval))
+
+    def payout(
+        self,
+        budget: Money,
+        by: str = "owner",
+        *,
+        floor: Money = 0,
+        exclude: Collection[str | None] = (),
+        rule: str = "shares",
+        **function: Any,
+    ) -> list[dict[str, Any]]:
+        """Share a budget by credit, to the cent: rows ``{by: name, "amount": "12.34", "value": ..., "share": ...}``.
+
+        The amounts add up to the budget exactly. floor: who would get less is paid nothing, and the others share it.
+        exclude: names that get nothing and aren't listed; None is those without a name. rule, function: as in `credits`.
+        """
+        if by == "image":
+            raise SettingsError(
+                "a payout goes to owners or other groups, not to images: see 'credits --by image'"
+            )
+        table = answers.credits(self.ledger, by, self._function(function), None, rule)
+        found = zip(table.column(0).to_pylist(), table["value"].to_pylist(), strict=True)
+        return payout(by, list(found), budget, floor=floor, exclude=exclude)
 
     def effective_contributors(self, **function: Any) -> float | None:
         """Mean effective number of contributors of a generated image; None when none was valued."""

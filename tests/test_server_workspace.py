@@ -1,0 +1,430 @@
+"""A workspace whose store is a server: the same results as embedded, whatever the network does; and moving house."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from click.testing import CliRunner, Result
+from store.loopback import Fault, Loopback
+
+import gmv_qdrant.store as stores
+from gmv_qdrant import Workspace
+from gmv_qdrant.cli.main import cli
+from gmv_qdrant.errors import CollectionMismatch, SettingsError, StoreError, StoreUnavailable
+from gmv_qdrant.pipeline import moving
+from gmv_qdrant.store import connection, server_collections
+from gmv_qdrant.store import migrate as migration
+
+TRAINING, GENERATED = range(40), range(100, 106)
+KEY = "sk-7d1c-very-secret"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = stores._config
+    monkeypatch.setattr(
+        stores, "_config", lambda settings: replace(config(settings), timeout=2, patience=1.5)
+    )
+    monkeypatch.setattr(connection, "_backoff", lambda _: 0.02)
+    monkeypatch.setattr(server_collections, "POLL", 0.02)
+    for name in ("QDRANT_URL", "QDRANT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tiny.scratch() as path:
+        yield path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Loopback]:
+    with Loopback(folder / "server") as loopback:
+        yield loopback
+    assert loopback.invalid == []
+
+
+@pytest.fixture
+def images(folder: Path) -> tuple[Path, Path]:
+    tiny.write(folder / "training", TRAINING)
+    tiny.write(folder / "generated", GENERATED)
+    return folder / "training", folder / "generated"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    done = CliRunner().invoke(cli, [str(one) for one in arguments])
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done
+
+
+def evidence(workspace: Workspace) -> dict[tuple[str, int], tuple[str, float]]:
+    rows = workspace.sql(
+        """SELECT g.uri, m.rank, t.point_id, m.distance FROM matches m
+        JOIN generated g USING (generated_key) JOIN training t USING (training_key)"""
+    ).fetchall()
+    return {(uri, rank): (point, distance) for uri, rank, point, distance in rows}
+
+
+def expected(training: Any, generated: Any = GENERATED) -> dict[str, float]:
+    totals = {str(tiny.point(seed)): 0.0 for seed in training}
+    for one in generated:
+        for seed, share in tiny.contributions(one, training, tiny.SETTINGS["candidates"], None).items():
+            totals[str(tiny.point(seed))] += share
+    return totals
+
+
+def points(server: Loopback, name: str = "training") -> int:
+    return int(server.handle("POST", f"/collections/{name}/points/count", b"{}")["count"])
+
+
+# -- the main job ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("quantization", "count"), [("none", 40), ("pq", 300)])
+def test_edge_and_server_give_the_same_matches_and_values(
+    folder: Path, server: Loopback, quantization: str, count: int
+) -> None:
+    tiny.write(folder / "training", range(count))
+    tiny.write(folder / "generated", range(1_000, 1_006))
+    given = {**tiny.SETTINGS, "candidates": 20, "quantization": quantization}
+    made = {}
+    for name, url in (("edge", None), ("server", server.url)):
+        workspace = Workspace.init(folder / name, qdrant_url=url, **given)
+        workspace.ingest([folder / "training"])
+        workspace.value([folder / "generated"])
+        assert workspace.check() == []
+        made[name] = workspace
+    assert made["server"].status()["store"]["quantization"] == quantization
+    assert made["edge"].status()["store"]["quantization"] == quantization
+    edge, remote = evidence(made["edge"]), evidence(made["server"])
+    assert {place: point for place, (point, _) in edge.items()} == {
+        place: point for place, (point, _) in remote.items()
+    }
+    np.testing.assert_allclose([edge[p][1] for p in edge], [remote[p][1] for p in edge], atol=1e-6)
+    ours, theirs = tiny.values(made["edge"]), tiny.values(made["server"])
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_every_verb_works_on_a_server(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
+    training, generated = images
+    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny.SETTINGS)
+    assert workspace.status()["store"] == {"state": "nothing was ingested yet"}
+    workspace.ingest([training], owner="ada")
+    workspace.value([generated])
+    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+
+    tiny.write(folder / "more", range(40, 50))
+    workspace.ingest([folder / "more"], owner="bo")
+    workspace.update()
+    assert tiny.values(workspace) == pytest.approx(expected(range(50)), abs=1e-6)
+
+    workspace.withdraw(owner="ada")
+    workspace.update()
+    assert tiny.values(workspace) == pytest.approx(expected(range(40, 50)), abs=1e-6)
+    assert points(server) == 10
+    assert workspace.check(read_images=True) == []
+
+    store = workspace.status()["store"]
+    assert store["engine"] == "server"
+    assert store["version"] == "1.18.2"
+    assert (store["points"], store["state"]) == (10, "green")
+    assert store["points_without_vector"] == {"recall": 0}
+
+
+def test_status_says_when_the_server_is_busy_or_away(
+    folder: Path, server: Loopback, images: tuple[Path, Path]
+) -> None:
+    workspace = Workspace.init(
+        folder / "ws", qdrant_url=server.url, **{**tiny.SETTINGS, "quantization": "pq"}
+    )
+    workspace.ingest([images[0]])
+    server.collections["training"].yellow = 1
+    store = workspace.status()["store"]
+    assert (store["state"], store["quantization"]) == ("yellow", "none")
+    server.fail(*[Fault("drop")] * 200)
+    found = workspace.status()
+    assert found["store"]["state"] == "unavailable"
+    assert "no answer" in found["store"]["error"]
+    assert found["training_images" if "training_images" in found else "workspace"]
+    server.faults.clear()
+    assert "unavailable" not in run("-w", folder / "ws", "status").output
+
+
+# -- a network that fails --------------------------------------------------------------------------------------------
+
+PASSING: dict[str, Callable[[], list[Fault]]] = {
+    "503, then well": lambda: [Fault("answer", 503), Fault("answer", 503)],
+    "dropped": lambda: [Fault("drop")],
+    "done, but dropped": lambda: [Fault("drop after")],
+    "half an answer": lambda: [Fault("half")],
+    "restart": lambda: [Fault("restart", seconds=0.2)],
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_passing_faults_lose_and_double_nothing(
+    folder: Path, server: Loopback, images: tuple[Path, Path], name: str
+) -> None:
+    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny.SETTINGS)
+    server.fail(*PASSING[name](), on="PUT /collections/training/points")
+    workspace.ingest([images[0]])
+    server.fail(*PASSING[name](), on="/points/query")
+    workspace.value([images[1]])
+    assert server.faults == []
+    assert points(server) == len(TRAINING)
+    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert workspace.check() == []
+
+
+def test_after_a_lasting_fault_the_same_commands_go_on(
+    folder: Path, server: Loopback, images: tuple[Path, Path]
+) -> None:
+    run("init", folder / "ws", "--qdrant-url", server.url, "--encoder", "pixels:8", "--distance", "l2@8",
+        "--quality", "none", "--quantization", "none", "--candidates", 4)  # fmt: skip
+    server.fail(*[Fault("answer", 503)] * 300, on="PUT /collections/training/points")
+    said = run("-w", folder / "ws", "ingest", images[0], code=1).output
+    assert "could not store points" in said
+    assert "goes on where it stopped" in said
+    server.faults.clear()
+    run("-w", folder / "ws", "ingest", images[0])
+    server.fail(*[Fault("drop")] * 300, on="/points/query")
+    assert "no answer from" in run("-w", folder / "ws", "value", images[1], code=1).output
+    server.faults.clear()
+    run("-w", folder / "ws", "value", images[1])
+    workspace = Workspace(folder / "ws")
+    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert points(server) == len(TRAINING)
+
+
+def test_wrong_key_and_a_lost_collection(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
+    server.api_key = KEY
+    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny.SETTINGS)
+    with pytest.raises(StoreError, match="wants an API key: set QDRANT_API_KEY"):
+        workspace.ingest([images[0]])
+    (folder / "key").write_text(KEY + "\n")
+    workspace = Workspace(folder / "ws", qdrant_api_key_file=folder / "key")
+    workspace.ingest([images[0]])
+    server.handle("DELETE", "/collections/training", b"")
+    with pytest.raises(StoreError, match="has no collection 'training'"):
+        workspace.value([images[1]])
+    assert "training" not in server.collections, "an empty one would have been worse than none"
+    assert all(finding.mended for finding in workspace.check(repair=True))
+    workspace.value([images[1]])
+    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+
+
+# -- whose collection ------------------------------------------------------------------------------------------------
+
+
+def test_somebody_elses_collection_is_refused_untouched(
+    folder: Path, server: Loopback, images: tuple[Path, Path]
+) -> None:
+    first = Workspace.init(folder / "first", qdrant_url=server.url, **tiny.SETTINGS)
+    first.ingest([images[0]])
+    second = Workspace.init(folder / "second", qdrant_url=server.url, **tiny.SETTINGS)
+    seen = len(server.writes())
+    for _ in range(2):  # the second time a failed run is to be tidied up after
+        with pytest.raises(CollectionMismatch, match=r"holds 40 points that this workspace didn't put there"):
+            second.ingest([images[1]])
+    assert len(server.writes()) == seen
+    assert first.check() == []
+
+
+def test_a_collection_of_ones_own_has_no_tenants(folder: Path, server: Loopback) -> None:
+    """Ids come from contents: two tenants with the same image would take it from each other."""
+    with pytest.raises(SettingsError, match="give each tenant a workspace and a collection"):
+        Workspace.init(folder / "ws", qdrant_url=server.url, tenant={"customer": "a"}, **tiny.SETTINGS)
+    assert not (folder / "ws").exists()
+
+
+@pytest.mark.parametrize("url", ["http://user:sesame@127.0.0.1:6333", "http://127.0.0.1:6333?api-key=sesame"])
+def test_secrets_in_a_url_are_refused_before_anything_is_kept(folder: Path, url: str) -> None:
+    said = run("init", folder / "ws", "--qdrant-url", url, code=1).output
+    assert "QDRANT_API_KEY" in said
+    assert "sesame" not in said
+    assert not (folder / "ws").exists()
+
+
+def test_the_key_is_written_nowhere(
+    folder: Path,
+    server: Loopback,
+    images: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.api_key = KEY
+    monkeypatch.setenv("QDRANT_API_KEY", KEY)
+    ws = folder / "ws"
+    said = [
+        run("init", ws, "--qdrant-url", server.url, "--encoder", "pixels:8", "--distance", "l2@8", "--quality", "none",
+            "--quantization", "none", "--candidates", 4).output,
+        run("-w", ws, "ingest", images[0], "--owner", "ada").output,
+        run("-w", ws, "value", images[1]).output,
+        run("-w", ws, "credits", "--by", "image", "--json").output,
+        run("-w", ws, "sql", "FROM runs", "--json").output,
+        run("-w", ws, "sql", "FROM meta", "--json").output,
+        run("-w", ws, "status", "--json").output,
+        run("-w", ws, "export", ws / "out").output,
+        run("-w", ws, "report", ws / "report.html").output,
+        run("-w", ws, "migrate", "--to-server", server.url, "--collection", "moved", "--remove-source").output,
+        run("-w", ws, "check", "--json").output,
+    ]  # fmt: skip
+    server.fail(*[Fault("answer", 400, text=f"bad key {KEY}")] * 20)
+    said.append(run("-w", ws, "update", code=0).output)
+    said.append(run("-w", ws, "check", code=1).output)
+    server.faults.clear()
+    monkeypatch.setenv("QDRANT_API_KEY", KEY + "-old")
+    said.append(run("-w", ws, "value", images[1], "--batch", "again", code=1).output)
+    said.append(
+        run(
+            "-w", ws, "adopt", folder / "other", "--qdrant-url", server.url, "--collection", "moved", code=1
+        ).output
+    )
+    assert "refused the API key" in said[-1]
+    for text in (*said, caplog.text):
+        assert KEY not in text
+    files = [path for path in ws.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+
+
+# -- moving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def embedded(folder: Path, images: tuple[Path, Path]) -> Workspace:
+    workspace = Workspace.init(folder / "ws", **tiny.SETTINGS)
+    workspace.ingest([images[0]])
+    workspace.value([images[1]])
+    return workspace
+
+
+def test_to_a_server_and_back(folder: Path, server: Loopback, embedded: Workspace) -> None:
+    toml = folder / "ws" / "gmv.toml"
+    toml.write_text(toml.read_text() + "workers = 1\n")
+    before, values = evidence(embedded), tiny.values(embedded)
+    summary = json.loads(
+        run("-w", folder / "ws", "migrate", "--to-server", server.url, "--collection", "art", "--json").stdout
+    )
+    assert (summary["points"], summary["copied"], summary["compared"]) == (40, 40, 40)
+    assert server.url in toml.read_text()
+    assert "workers = 1" in toml.read_text()
+    assert (folder / "ws" / "qdrant").exists(), "the old copy stays until it is told to go"
+
+    moved = Workspace(folder / "ws")
+    assert moved.settings.workers == 1
+    assert moved.check() == []
+    assert evidence(moved) == before
+    tiny.write(folder / "more", [50, 51])
+    moved.ingest([folder / "more"])
+    moved.update()
+    assert points(server, "art") == 42
+    run("-w", folder / "ws", "migrate", "--to-server", server.url, "--collection", "art", "--remove-source")
+    assert not (folder / "ws" / "qdrant").exists()
+    with pytest.raises(SettingsError, match="is there already"):
+        Workspace(folder / "ws").migrate(to_server=server.url, collection="art")
+
+    run("-w", folder / "ws", "migrate", "--to-edge", "--remove-source")
+    back = Workspace(folder / "ws")
+    assert back.settings.qdrant_url is None
+    assert points(server, "art") == 0
+    assert back.check() == []
+    assert tiny.values(back) == pytest.approx(expected([*TRAINING, 50, 51]), abs=1e-6)
+    assert values.keys() < tiny.values(back).keys()
+
+
+def test_back_to_an_old_copy_that_has_aged(folder: Path, server: Loopback, embedded: Workspace) -> None:
+    embedded.migrate(to_server=server.url)
+    workspace = Workspace(folder / "ws")
+    workspace.withdraw(ids=[str(tiny.point(3))])
+    workspace.migrate()
+    workspace = Workspace(folder / "ws")
+    workspace.update()
+    workspace.withdraw(ids=[str(tiny.point(4))])
+    workspace.migrate(to_server=server.url)
+    workspace = Workspace(folder / "ws")
+    workspace.update()
+    assert points(server) == 38
+    assert workspace.check() == []
+    left = [seed for seed in TRAINING if seed not in (3, 4)]
+    assert tiny.values(workspace) == pytest.approx(expected(left), abs=1e-6)
+
+
+def test_an_interrupted_move_goes_on(
+    folder: Path, server: Loopback, embedded: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gmv_qdrant.store.edge.BATCH", 8)
+    writes = "PUT /collections/training/points"
+    for fault in ([], [Fault("drop after")]):
+        copied = 0
+        original = migration.verify
+
+        def fails(*_: Any) -> Any:
+            raise StoreUnavailable("made to fail")
+
+        monkeypatch.setattr(migration, "verify", fails)
+        server.fail(*fault, on=writes)
+        with pytest.raises(StoreUnavailable):
+            embedded.migrate(to_server=server.url)
+        monkeypatch.setattr(migration, "verify", original)
+        assert Workspace(folder / "ws").settings.qdrant_url is None, "not switched before it is verified"
+        copied += points(server)
+    assert copied == 40
+    seen = len(server.writes())
+    assert embedded.migrate(to_server=server.url)["copied"] == 0
+    assert len(server.writes()) == seen
+    assert Workspace(folder / "ws").check() == []
+
+
+def test_a_move_killed_while_it_switches(
+    folder: Path, server: Loopback, embedded: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moving.Settings, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        embedded.migrate(to_server=server.url)
+    monkeypatch.undo()
+    assert server.url not in (folder / "ws" / "gmv.toml").read_text()
+    workspace = Workspace(folder / "ws")
+    assert workspace.settings.qdrant_url == server.url
+    assert server.url in (folder / "ws" / "gmv.toml").read_text()
+    workspace.update()
+    assert workspace.check() == []
+
+
+def test_a_target_that_isnt_free_or_isnt_equal(folder: Path, server: Loopback, embedded: Workspace) -> None:
+    other = Workspace.init(folder / "other", qdrant_url=server.url, **tiny.SETTINGS)
+    other.ingest([folder / "generated"])
+    seen = len(server.writes())
+    with pytest.raises(CollectionMismatch, match=r"holds 6 points of somebody else: choose another name"):
+        embedded.migrate(to_server=server.url)
+    assert len(server.writes()) == seen
+    big = Workspace.init(
+        folder / "big", qdrant_url=server.url, **{**tiny.SETTINGS, "encoder": "pixels:4"}, collection="big"
+    )
+    big.ingest([folder / "generated"])
+    with pytest.raises(CollectionMismatch, match="48 numbers"):
+        embedded.migrate(to_server=server.url, collection="big")
+    assert embedded.check() == []
+
+
+def test_an_empty_workspace_moves_too(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
+    workspace = Workspace.init(folder / "ws", **tiny.SETTINGS)
+    workspace.migrate(to_server=server.url)
+    workspace = Workspace(folder / "ws")
+    workspace.ingest([images[0]])
+    assert points(server) == 40
+    assert not (folder / "ws" / "qdrant").exists()
