@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -38,6 +39,9 @@ _LOCKED = {
 
 Connection = duckdb.DuckDBPyConnection
 
+_opening = threading.Lock()
+"""Two threads that open one file at the same time get a connection without its functions (DuckDB 2.0)."""
+
 
 def _is_busy(error: BaseException) -> bool:
     """Somebody else has the file open in a way that excludes us; it passes."""
@@ -48,6 +52,11 @@ def _is_busy(error: BaseException) -> bool:
         "already attached",
     )  # of processes, then of threads
     return isinstance(error, duckdb.Error) and any(phrase in text for phrase in words)
+
+
+def _open(path: Path, read_only: bool, config: dict[str, Any]) -> Connection:
+    with _opening:
+        return duckdb.connect(str(path), read_only=read_only, config=config)
 
 
 def _first_line(error: BaseException) -> str:
@@ -102,7 +111,7 @@ class Ledger:
         )
         try:
             config: dict[str, Any] = dict(_LOCKED) if locked else {}
-            return retrying(duckdb.connect, str(self.path), read_only=read_only, config=config)
+            return retrying(_open, self.path, read_only, config)
         except RetryError as error:
             doing = "writing to" if read_only else "using"
             raise LedgerLocked(
