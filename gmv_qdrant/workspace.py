@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -442,7 +442,8 @@ class Workspace:
         """Share a budget by credit, to the cent: rows ``{by: name, "amount": "12.34", "value": ..., "share": ...}``.
 
         The amounts add up to the budget exactly. floor: who would get less is paid nothing, and the others share it.
-        exclude: names that get nothing and aren't listed; None is those without a name. rule, function: as in `credits`.
+        exclude: names that get nothing and aren't listed; None is those without a name.
+        rule, function: as in `credits`.
         """
         if by == "image":
             raise SettingsError(

@@ -1,4 +1,4 @@
-"""Commands that read: credits, explain, sql, export."""
+"""Commands that read: credits, payout, explain, sql, export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
 from gmv_qdrant.cli.render import note, print_json, print_rows, rows
+from gmv_qdrant.payout import write_payout
 
 
 def function_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -22,18 +23,34 @@ def function_of(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+rule_option = click.option(
+    "--function",
+    "rule",
+    type=click.Choice(["shares", "owner-shapley", "knn-shapley"]),
+    default="shares",
+    show_default=True,
+    help="How the credit of one generated image is divided.",
+)
+
+
 @click.command()
 @click.option(
     "--by", default="owner", show_default=True, help="image, owner, label, licence or any attribute."
 )
 @function_options
+@rule_option
+@click.option(
+    "--interval", type=float, help="Add an interval of so many percent, say 95: columns low and high."
+)
 @click.option("--top", type=click.IntRange(min=1), help="Only the largest.")
 @json_option
 @with_workspace
-def credits(workspace: Any, by: str, top: int | None, as_json: bool, **options: Any) -> None:
+def credits(
+    workspace: Any, by: str, top: int | None, rule: str, interval: float | None, as_json: bool, **options: Any
+) -> None:
     """Who earned how much: values summed by owner, label, any attribute, or image by image."""
     function = function_of(options)
-    relation = workspace.credits(by, top=top, **function)
+    relation = workspace.credits(by, top=top, rule=rule, interval=interval, **function)
     warn_if_stale(workspace)
     found = rows(relation)
     if as_json:
@@ -45,6 +62,43 @@ def credits(workspace: Any, by: str, top: int | None, as_json: bool, **options: 
         note("nothing was valued yet: gmv-qdrant value FOLDER")
     else:
         note(f"effective contributors: {effective:.2f} of at most {function['k']} for a generated image")
+
+
+@click.command()
+@click.option("--budget", required=True, help="What is paid out in all, such as 10000 or 10000.00.")
+@click.option("--by", default="owner", show_default=True, help="owner, label, licence or any attribute.")
+@click.option("--floor", default="0", show_default=True, help="Who would get less is paid nothing.")
+@click.option("--exclude", metavar="NAME", multiple=True, help="Pays nothing to this name; can be repeated.")
+@click.option("--exclude-unnamed", is_flag=True, help="Pays nothing where no name is known.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a .csv or .json file.")
+@rule_option
+@function_options
+@json_option
+@with_workspace
+def payout(
+    workspace: Any,
+    budget: str,
+    by: str,
+    floor: str,
+    exclude: tuple[str, ...],
+    exclude_unnamed: bool,
+    out: Path | None,
+    rule: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Share a budget by credit, exact to the cent."""
+    excluded = [*exclude, *([None] if exclude_unnamed else [])]
+    found = workspace.payout(budget, by, floor=floor, exclude=excluded, rule=rule, **function_of(options))
+    warn_if_stale(workspace)
+    columns = [by, "amount", "value", "share"]
+    if out:
+        write_payout(found, out, columns)
+        note(f"wrote {out}")
+    if as_json:
+        print_json(found)
+    elif not out:
+        print_rows(found, columns, title=f"payout of {budget} by {by}")
 
 
 @click.command()
@@ -103,4 +157,4 @@ def export(workspace: Any, directory: Path, file_format: str, as_json: bool, **o
         note("wrote " + ", ".join(str(path) for path in written))
 
 
-COMMANDS = (credits, explain, sql, export)
+COMMANDS = (credits, payout, explain, sql, export)

@@ -37,9 +37,9 @@ class ValueFunction:
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
             raise SettingsError(f"k = {self.k} can't be used: at least one contributor is needed")
-        if not self.temperature > 0:
+        if not 1e-9 <= self.temperature <= 1e9:
             raise SettingsError(
-                f"temperature = {self.temperature} can't be used: it must be above 0 (1 is the paper)"
+                f"temperature = {self.temperature} can't be used: it must be above 0, from 1e-9 to 1e9 (1 is the paper)"
             )
 
     def sql(self) -> str:
@@ -87,12 +87,38 @@ def literal(value: str | float | bool | None) -> str:
     return repr(float(value)) + "::DOUBLE" if isinstance(value, float) else str(value)
 
 
-def credits(ledger: Ledger, by: str, function: ValueFunction, top: int | None) -> pa.Table:
-    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first."""
+RULES = {"shares": "credits", "owner-shapley": "owner_shapley", "knn-shapley": "knn_shapley"}
+"""How the credit of one generated image is divided: name -> macro; docs/method.md says what each rewards."""
+
+
+def credits(
+    ledger: Ledger,
+    by: str,
+    function: ValueFunction,
+    top: int | None,
+    rule: str = "shares",
+    interval: float | None = None,
+) -> pa.Table:
+    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
+
+    rule: one of `RULES`. interval: percent of a bootstrap interval, which adds the columns ``low`` and ``high``.
+    """
+    if rule not in RULES:
+        raise SettingsError(f"there is no value function {rule!r}: choose one of {', '.join(RULES)}")
+    if (rule == "knn-shapley" and by != "image") or (rule == "owner-shapley" and by == "image"):
+        other = "images" if rule == "knn-shapley" else "owners and other groups, not images"
+        raise SettingsError(f"{rule} values {other}, so it can't be asked by {by}")
+    if interval is not None and (rule != "shares" or by == "image"):
+        raise SettingsError("intervals are given for credits of groups by the rule 'shares' only")
+    if interval is not None and not 50 <= interval < 100:
+        raise SettingsError(
+            f"an interval of {interval:g} % can't be given: ask for 50 or more, and less than 100"
+        )
     limit = f" LIMIT {int(top)}" if top is not None else ""
     if by == "image":
+        macro = "image_values" if rule == "shares" else "knn_shapley"
         return ledger.query(
-            f"""SELECT point_id AS image, uri, label, value, matches FROM image_values({function.sql()})
+            f"""SELECT point_id AS image, uri, label, value, matches FROM {macro}({function.sql()})
             ORDER BY value DESC, point_id{limit}"""
         )
     if by not in ("owner", "label", "licence") and not has_attribute(ledger, by):
@@ -101,9 +127,16 @@ def credits(ledger: Ledger, by: str, function: ValueFunction, top: int | None) -
             + "".join(f", {name}" for name in attribute_names(ledger))
         )
     name = '"' + by.replace('"', '""') + '"'
+    arguments = f"{literal(by)}, {function.sql()}"
+    if interval is None:
+        return ledger.query(
+            f"""SELECT name AS {name}, value, share, images, matches FROM {RULES[rule]}({arguments})
+            ORDER BY value DESC, name NULLS LAST{limit}"""
+        )
     return ledger.query(
-        f"""SELECT name AS {name}, value, share, images, matches FROM credits({literal(by)}, {function.sql()})
-        ORDER BY value DESC, name NULLS LAST{limit}"""
+        f"""SELECT c.name AS {name}, value, low, high, share, images, matches FROM credits({arguments}) c
+        JOIN credit_intervals({arguments}, level := {float(interval)}) i ON i.name IS NOT DISTINCT FROM c.name
+        ORDER BY value DESC, c.name NULLS LAST{limit}"""
     )
 
 
@@ -121,7 +154,10 @@ def has_attribute(ledger: Ledger, name: str) -> bool:
 
 def effective_contributors(ledger: Ledger, function: ValueFunction) -> float | None:
     """Mean over the generated images of exp(entropy of the contributions); None when there are none."""
-    rows = ledger.query(f"SELECT avg(effective) AS mean FROM effective_contributors({function.sql()})")
+    rows = ledger.query(
+        f"""SELECT floating(sum(fixed(effective))) / count(effective) AS mean
+        FROM effective_contributors({function.sql()})"""
+    )
     mean = rows["mean"][0].as_py()
     return None if mean is None else float(mean)
 
