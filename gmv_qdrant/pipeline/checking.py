@@ -125,10 +125,14 @@ _LEDGER = (
 
 
 def _ledger(context: Context) -> Iterator[Finding]:
+    numbers = True
     for kind, sentence, select in _LEDGER:
+        if not numbers and "contributions(" in select:
+            continue  # what isn't a distance can't be added up
         given = {"candidates": context.settings.candidates} if "$candidates" in select else ()
         keys = context.ledger.query(select, given)["key"].to_pylist()
         if keys:
+            numbers &= "isfinite" not in select
             yield Finding(kind, len(keys), sentence.format(n=len(keys)), keys=keys)
 
 

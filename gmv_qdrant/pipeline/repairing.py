@@ -35,6 +35,7 @@ def repair_all(context: Context, findings: list[Finding]) -> list[Finding]:
         for finding in sorted(findings, key=lambda one: _ORDER.index(one.kind) if one.kind in _ORDER else -1):
             if finding.kind in _MENDERS:
                 said[id(finding)] = _MENDERS[finding.kind](context, run, finding)
+        compact(context, run)
         update(context, run)
         left = check(context)
         run.counts["mended"] = len(said)
@@ -112,8 +113,7 @@ def _points(context: Context, run: Run, finding: Finding) -> str:
 
 
 def _orphans(context: Context, run: Run, finding: Finding) -> str:
-    compact(context, run)
-    return "they were deleted"
+    return "they were deleted"  # by `compact`, at the end
 
 
 def _vectors(context: Context, run: Run, finding: Finding) -> str | None:
@@ -157,7 +157,6 @@ def _features(context: Context, run: Run, finding: Finding) -> str:
                 "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))", [space, keys]
             )
         (_training_features if space == "training/rerank" else _generated_features)(context, run, keys)
-    compact(context, run)
     return "they were computed again from the images that can still be read"
 
 
@@ -216,7 +215,6 @@ def _whole(rows: Sequence[dict[str, Any]]) -> Iterator[Loaded]:
 
 
 _MENDERS: dict[str, Callable[[Context, Run, Finding], str | None]] = {
-    "unfinished": _unfinished,
     "source twice": _doubled("sources", "training_key, uri"),
     "feature twice": _doubled("features", "space, key"),
     "generated twice": _doubled_generated,
@@ -227,6 +225,7 @@ _MENDERS: dict[str, Callable[[Context, Run, Finding], str | None]] = {
     "payloads": _points,
     "features": _features,
     "orphan shards": _orphans,
+    "unfinished": _unfinished,
     "evidence": _evidence,
 }
 _ORDER = list(_MENDERS)

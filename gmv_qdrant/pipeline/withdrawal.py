@@ -106,6 +106,11 @@ def take_out(context: Context, run: Run, selection: Selection, reason: str, hidd
         if not counts["sources"]:
             raise SettingsError(f"nothing to withdraw: no training image has {selection.describe()}")
         con.execute("DELETE FROM quarantine WHERE uri IN (SELECT uri FROM leaving)")
+        con.execute(  # what runs were asked for names paths; it is only needed to try again what is in quarantine
+            """UPDATE runs SET settings = json_merge_patch(settings, '{"request": null}')
+            WHERE run_id NOT IN (SELECT run_id FROM quarantine) AND run_id <> ?""",
+            [run.run_id],
+        )
         con.execute(
             "DELETE FROM sources USING leaving l WHERE sources.training_key = l.training_key AND sources.uri = l.uri"
         )
