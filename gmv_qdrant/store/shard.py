@@ -39,7 +39,8 @@ class Shard:
         self._engine: q.EdgeShard | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(path / f"{spec.name}.lock", thread_local=False)  # any thread may close
+            # Not bound to a thread: any may close the store.
+            self._lock = filelock.FileLock(path / f"{spec.name}.lock", thread_local=False)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise self._busy() from None
