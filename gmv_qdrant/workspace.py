@@ -65,8 +65,8 @@ class Workspace:
             wanted = Settings.resolve(**settings)
             if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
                 raise SettingsError(
-                    f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the collection "
-                    "of a workspace is its own, so give each tenant a workspace and a collection"
+                    f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the "
+                    "collection of a workspace is its own, so give each tenant a workspace and a collection"
                 )
             cls._make(root, wanted)
             settings = {name: value for name, value in settings.items() if name not in EVIDENCE}
@@ -130,7 +130,7 @@ class Workspace:
             settings = {name: value for name, value in settings.items() if name not in EVIDENCE}
         elif settings.get("tenant"):  # a value may be a number there and text here
             tenant = json.loads(Ledger.open(root / "ledger.duckdb").meta()["settings"])["tenant"]
-            if {n: str(v) for n, v in tenant.items()} == {n: str(v) for n, v in settings["tenant"].items()}:
+            if _words(tenant) == _words(settings["tenant"]):
                 settings["tenant"] = tenant
         workspace = cls(root, progress=progress, **settings)
         kept = workspace.ledger.meta()
@@ -214,8 +214,10 @@ class Workspace:
         try:
             yield context
         finally:
-            context.close()
-            lock.release()
+            try:
+                context.close()
+            finally:
+                lock.release()
 
     def ingest(
         self,
@@ -588,6 +590,10 @@ class Workspace:
         from gmv_qdrant.report.server import serve
 
         serve(self.path, self.ledger, self.settings, host, port, sql_seconds=sql_seconds, tell=tell)
+
+
+def _words(tenant: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value).lower() for name, value in tenant.items()}
 
 
 def _whole_names(paths: Sequence[str | Path]) -> list[str]:

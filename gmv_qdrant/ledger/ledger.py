@@ -37,6 +37,13 @@ _LOCKED = {
     "lock_configuration": "true",
 }
 
+_UNWRITABLE = (
+    duckdb.IOException,
+    duckdb.FatalException,
+    duckdb.OutOfMemoryException,
+    duckdb.TransactionException,  # a commit that finds the disk full
+)
+
 Connection = duckdb.DuckDBPyConnection
 
 _opening = threading.Lock()
@@ -135,7 +142,7 @@ class Ledger:
                         con.execute("ROLLBACK")
                     raise
                 con.execute("COMMIT")
-            except (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException) as error:
+            except _UNWRITABLE as error:
                 raise LedgerError(
                     f"the ledger {self.path} could not be written ({_first_line(error)}): nothing of this batch "
                     "was kept, all before it is safe; make room and run the command again"

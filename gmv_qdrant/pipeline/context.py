@@ -267,7 +267,7 @@ class Context:
         return np.asarray(self.encoder.encode(tensor[None])[0])
 
     def close(self) -> None:
-        if "store" in self.__dict__:
-            self.store.close()
         if "pool" in self.__dict__:
             self.pool.shutdown(wait=True, cancel_futures=True)
+        if "store" in self.__dict__:
+            self.store.close()
