@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -136,7 +138,7 @@ def close(value: float) -> Any:
     return pytest.approx(value, rel=1e-9, abs=1e-15)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ledgers(), functions)
 def test_values_credits_and_effective_contributors(ledger: Small, function: Function) -> None:
     expected = values(ledger, function)
@@ -187,7 +189,7 @@ def similarity(row: list[tuple[int, float]], function: Function) -> dict[Any, fl
     return {i: math.exp((best - d) / function["temperature"]) for i, d in distances.items()}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(ledgers(), functions)
 def test_owner_shapley_is_the_shapley_value_of_the_best_match(ledger: Small, function: Function) -> None:
     expected: dict[str | None, float] = {name: 0.0 for row in ledger.owners for name in row}
@@ -324,7 +326,7 @@ def test_intervals_cover_at_the_rate_they_claim(level: float) -> None:
     covered, agreed, asked = 0, 0, 0
     taste = np.array([0.4, 0.3, 0.2, 0.1])
     count = 160
-    for trial in range(30):
+    for trial in range(15):
         ends = []
         for half in range(2):
             who = random.choice(4, size=(count, 3), p=taste)
@@ -342,3 +344,46 @@ def test_intervals_cover_at_the_rate_they_claim(level: float) -> None:
         asked += 4
     assert covered / asked == pytest.approx(level / 100, abs=0.08)
     assert agreed / asked == pytest.approx(level / 100, abs=0.08)
+
+
+def agreement(rows: list[list[tuple[int, float]]], labels: list[str], level: float, trials: int) -> float:
+    """How often the totals of two disjoint halves of a generated set differ by no more than their intervals allow."""
+    random = np.random.default_rng(1)
+    agreed: list[bool] = []
+    for trial in range(trials):
+        order = random.permutation(len(rows))
+        ends = []
+        for half in (order[::2], order[1::2]):
+            count = len(half)
+            ledger = Small(
+                [[label] for label in labels], [rows[j] for j in half], [None] * count, ["a"] * count
+            )
+            with ledger.connect() as con:
+                ends.append(con.execute(f"""SELECT c.value, i.low, i.high FROM credits('owner') c
+                    JOIN credit_intervals('owner', level := {level}, replicates := 200, seed := {trial}) i
+                    USING (name) ORDER BY name""").fetchnumpy())  # fmt: skip
+        one, other = ends
+        widths = np.hypot(one["high"] - one["low"], other["high"] - other["low"]) / 2
+        agreed += (np.abs(one["value"] - other["value"]) <= widths).tolist()
+    return float(np.mean(agreed))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("generated", ["fashion_gen_pcaflow", "mnist_gen_gan"])
+def test_halves_of_a_real_generated_set_agree_as_the_intervals_claim(shared: Path, generated: str) -> None:
+    """Class totals against 10,000 real training images, pixel distances, k = 30, 95 %."""
+    load = runpy.run_path(str(shared / "data" / "load.py"))["load"]
+    train = load(shared / f"data/images/{generated.split('_')[0]}_train_10k_A.npz")
+    ours = load(shared / f"data/images/{generated}.npz")["images"][:600]
+    x, y = (images.reshape(len(images), -1).astype(np.float32) / 255 for images in (train["images"], ours))
+    squares = (y**2).sum(1)[:, None] - 2 * y @ x.T + (x**2).sum(1)[None, :]
+    distances = np.sqrt(np.maximum(squares, 0) / x.shape[1])
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :30]
+    used, compact = np.unique(nearest, return_inverse=True)
+    rows = [
+        [(int(i), float(d)) for i, d in zip(who, distances[j, nearest[j]], strict=True)]
+        for j, who in enumerate(compact.reshape(nearest.shape))
+    ]
+    assert agreement(rows, [str(train["labels"][i]) for i in used], 95, trials=10) == pytest.approx(
+        0.95, abs=0.06
+    )

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import json
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from gmv_qdrant import Workspace
+from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.payout import allocate, cents, money, payout
 
@@ -121,3 +129,80 @@ def test_without_credit_there_is_nothing_to_pay_by() -> None:
     with pytest.raises(SettingsError, match="no credit"):
         payout("owner", [("Ada", 0.0)], "1")
     assert payout("owner", [("Ada", 0.0)], "0")[0]["amount"] == "0.00"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """38 images of three owners, two of nobody, and 12 generated ones."""
+    folder = tmp_path_factory.mktemp("payout")
+    random = np.random.default_rng(0)
+    for name, count in (("training", 40), ("generated", 12)):
+        (folder / name).mkdir()
+        for i in range(count):
+            Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
+                folder / name / f"{i}.png"
+            )
+    owned = [f"{i}.png,{('Ada', 'Bay, Ltd', 'Çy')[i % 3]}" for i in range(38)]
+    owned = [line.replace("Bay, Ltd", '"Bay, Ltd"') for line in owned]
+    (folder / "training/metadata.csv").write_text("\n".join(["file_name,owner", *owned]), encoding="utf-8")
+    made = Workspace.init(
+        folder / "ws",
+        encoder="pixels:16",
+        distance="l2@16",
+        quality="none",
+        candidates=20,
+        quantization="none",
+    )
+    made.ingest([folder / "training"])
+    made.value([folder / "generated"])
+    return made
+
+
+def gmv(workspace: Workspace, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["-w", str(workspace.path), *arguments])
+
+
+def test_command_line_json_and_files_say_the_same(workspace: Workspace, tmp_path: Path) -> None:
+    printed = gmv(workspace, "payout", "--budget", "10000", "--by", "owner", "--json")
+    rows = json.loads(printed.stdout)
+    assert sum(Decimal(row["amount"]) for row in rows) == Decimal(10000)
+    assert {row["owner"] for row in rows} == {"Ada", "Bay, Ltd", "Çy", None}
+    assert rows == workspace.payout("10000", by="owner")
+    for name in ("pay.csv", "pay.json"):
+        assert gmv(workspace, "payout", "--budget", "10000", "--out", str(tmp_path / name)).exit_code == 0
+    assert json.loads((tmp_path / "pay.json").read_text()) == rows
+    with (tmp_path / "pay.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [(row["owner"] or None, row["amount"]) for row in read] == [
+        (row["owner"], row["amount"]) for row in rows
+    ]
+    assert gmv(workspace, "payout", "--budget", "1", "--out", str(tmp_path / "pay.xls")).exit_code == 1
+
+
+def test_command_line_excludes_and_refuses(workspace: Workspace) -> None:
+    done = gmv(workspace, "payout", "--budget", "99.99", "--exclude", "Ada", "--exclude-unnamed", "--json")
+    assert {row["owner"] for row in json.loads(done.stdout)} == {"Bay, Ltd", "Çy"}
+    assert sum(Decimal(row["amount"]) for row in json.loads(done.stdout)) == Decimal("99.99")
+    for wrong in ("-1", "1.005", "lots"):
+        refused = gmv(workspace, "payout", "--budget", wrong)
+        assert refused.exit_code == 1
+        assert "budget" in refused.stderr
+    assert gmv(workspace, "payout", "--budget", "1", "--by", "image").exit_code == 1
+
+
+def test_credits_with_intervals_and_other_functions(workspace: Workspace) -> None:
+    plain = json.loads(gmv(workspace, "credits", "--json").stdout)
+    found = json.loads(gmv(workspace, "credits", "--interval", "95", "--json").stdout)
+    assert [{k: v for k, v in row.items() if k not in ("low", "high")} for row in found] == plain
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found)
+    for arguments in (("--function", "owner-shapley"), ("--function", "knn-shapley", "--by", "image")):
+        rows = json.loads(gmv(workspace, "credits", *arguments, "--json").stdout)
+        assert sum(row["value"] for row in rows) == pytest.approx(12)
+    for wrong in (
+        ("--function", "knn-shapley"),
+        ("--function", "owner-shapley", "--by", "image"),
+        ("--interval", "95", "--by", "image"),
+        ("--interval", "0.95"),
+        ("--interval", "100"),
+    ):
+        assert gmv(workspace, "credits", *wrong).exit_code == 1
