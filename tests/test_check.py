@@ -416,4 +416,4 @@ def test_a_failed_run_is_tidied_up_by_the_next(
         for one, share in tiny.contributions(seed, range(16), 4, 3).items():
             expected[str(tiny.point(one))] = expected.get(str(tiny.point(one)), 0) + share
     values = tiny.values(workspace, 3)
-    assert values == pytest.approx({**dict.fromkeys(values, 0.0), **expected}, abs=1e-9)
+    assert values == pytest.approx({**dict.fromkeys(values, 0.0), **expected}, abs=tiny.CLOSE)

@@ -256,8 +256,10 @@ class Life(RuleBasedStateMachine):
         if self.workspace.stale():
             return
         expected = self.model.values(self.settings["candidates"], self.k)
-        assert tiny.values(self.workspace, self.k) == pytest.approx(expected, abs=1e-9)
-        assert tiny.owners(self.workspace, self.k) == pytest.approx(self.model.owners(expected), abs=1e-9)
+        assert tiny.values(self.workspace, self.k) == pytest.approx(expected, abs=tiny.CLOSE)
+        assert tiny.owners(self.workspace, self.k) == pytest.approx(
+            self.model.owners(expected), abs=tiny.CLOSE
+        )
 
     def teardown(self) -> None:
         try:
