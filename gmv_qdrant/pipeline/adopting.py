@@ -8,6 +8,7 @@ collection but what two flags ask for.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -97,9 +98,15 @@ def adopt(context: Context, run: Run, fields: Fields, wishes: Wishes) -> None:
             f"{context.settings.encoder} gives {context.encoder.dim}; {name_encoders(adopted['dim'])}"
         )
     store = context.store
+    if wishes.write_rerank_vectors:
+        _check_second_vector(context)
     with run.timed("prove the encoder"):
         context.progress.phase("prove the encoder", None)
         first = next(store.scroll(with_vectors=True), [])
+        if not first:
+            raise StoreError(
+                f"the collection {context.settings.collection!r} has no points any more: the ledger stays as it is"
+            )
         fields.check(first, context.settings.collection)
         proof = _prove(context, first, fields, wishes.sample)
         length = adopted.get("length", proof.length)  # evidence was made with it
@@ -280,13 +287,21 @@ def _quantize(context: Context, run: Run) -> None:
     run.counts["quantized"] = status.coded_points
 
 
+def _check_second_vector(context: Context) -> None:
+    if is_no_rerank(context.settings.distance):
+        raise SettingsError("the distance 'none' has no re-rank vectors to write: the recall vectors serve")
+    if not context.settings.vector_name:
+        raise SettingsError(
+            f"the vectors of {context.settings.collection!r} have no name, so no second, named one is put beside them: "
+            "leave --write-rerank-vectors out, and the workspace keeps the re-rank vectors in its feature files"
+        )
+
+
 def _write_rerank_vectors(context: Context, run: Run) -> None:
     """A second named vector for every point that lacks it, computed from the images; those unreadable are skipped."""
     settings, shape, store = context.settings, context.rerank_shape, context.store
     assert isinstance(store, ServerStore)
-    if is_no_rerank(settings.distance):
-        raise SettingsError("the distance 'none' has no re-rank vectors to write: the recall vectors serve")
-    name = f"gmv:{settings.distance}"
+    name = "gmv-" + re.sub(r"[^\w.-]", "-", settings.distance)  # it stands in URLs
     metric: VectorDistance = "cosine" if shape.metric == "cosine" else "euclid"
     store.add_vector(name, shape.dim, metric)
     vectors = RerankVectors(context, run)
