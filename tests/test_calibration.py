@@ -28,35 +28,46 @@ def drawn(
     return d, np.eye(candidates)[chosen.clip(max=candidates - 1)]
 
 
-def likelihood(d: np.ndarray, w: np.ndarray, temperature: float) -> float:
-    scores = -d / temperature
-    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return float((w * scores).sum(axis=1).mean())
+def likelihood(d: np.ndarray, w: np.ndarray, temperature: float, lapse: float) -> float:
+    p = np.exp(-d / temperature)
+    p /= p.sum(axis=1, keepdims=True)
+    mixed = (1 - lapse) * p + lapse / d.shape[1]
+    return float((w * np.log(mixed)).sum(axis=1).mean())
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
-def test_the_fit_finds_the_temperature_that_made_the_data(temperature: float) -> None:
+@pytest.mark.parametrize("lapse", [0.0, 0.2])
+def test_the_fit_finds_what_made_the_data(temperature: float, lapse: float) -> None:
+    """Also when a fifth of the parents stands anywhere: without the lapse rate these would flatten the scale."""
     d, w = drawn(temperature)
+    random = np.random.default_rng(9)
+    lost = random.random(len(w)) < lapse
+    w[lost] = np.eye(w.shape[1])[random.integers(w.shape[1], size=int(lost.sum()))]
     found = fit(d, w)
-    assert found.temperature == pytest.approx(temperature, rel=0.15)
+    assert found.temperature == pytest.approx(temperature, rel=0.2 if temperature < 1 else 0.5)
     assert not found.at_bound
-    grid = temperature * np.geomspace(0.5, 2, 201)
-    best = max(likelihood(d, w, t) for t in grid)
-    assert found.log_likelihood == pytest.approx(likelihood(d, w, found.temperature))
-    assert found.log_likelihood >= best - 1e-9
+    if temperature < 0.1:
+        assert found.lapse == pytest.approx(lapse, abs=0.05)
+    assert found.log_likelihood == pytest.approx(likelihood(d, w, found.temperature, found.lapse))
+    grid = [
+        likelihood(d, w, t, each)
+        for t in temperature * np.geomspace(0.5, 2, 31)
+        for each in (1e-4, 0.02, 0.2, 0.4)
+    ]
+    assert found.log_likelihood >= max(grid) - 1e-6
 
 
 def test_the_fit_doesnt_mind_the_unit_of_the_distance() -> None:
     d, w = drawn(0.1)
     one, thousand = fit(d, w), fit(1000 * d, w)
-    assert thousand.temperature == pytest.approx(1000 * one.temperature, rel=1e-3)
+    assert thousand.temperature == pytest.approx(1000 * one.temperature, rel=1e-2)
 
 
 def test_missing_candidates_weigh_nothing() -> None:
     d, w = drawn(0.1)
     wider = np.hstack([d, np.full((len(d), 5), np.inf)])
     found = fit(wider, np.hstack([w, np.zeros((len(w), 5))]))
-    assert found.temperature == pytest.approx(fit(d, w).temperature, rel=1e-6)
+    assert found.temperature == pytest.approx(fit(d, w).temperature, rel=0.02)
 
 
 def test_the_mass_of_nobody_is_found() -> None:

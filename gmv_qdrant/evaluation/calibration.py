@@ -1,9 +1,11 @@
 """Fitting the temperature: maximum likelihood on probes whose parents are known.
 
-The paper's exp(-d) has no scale. With beta = 1/T, the credit of candidate i is p_i = exp(-beta d_i) / Z, an
-exponential family: the log-likelihood of the true parents is concave in beta, so there is one best temperature. With
-a "no contributor" mass the denominator gains exp(-beta d_0): credit that goes to nobody when an image resembles
-nothing. The log-likelihood is concave in (beta, beta d_0), too.
+The paper's exp(-d) has no scale. With beta = 1/T, the credit of candidate i is p_i = exp(-beta d_i) / Z. Some probes
+are beyond recognition (a mirrored one where views aren't matched, a crop of a blank corner): their parents lie
+among strangers and say nothing about the scale that tells parents from strangers, yet under plain maximum likelihood
+they would flatten it for all. So a parent is drawn from (1 - lapse) p_i + lapse / K, and the lapse rate is fitted
+along. It is reported and isn't part of the value function. With a "no contributor" mass, Z gains exp(-beta d_0), credit
+that goes to nobody when an image resembles nothing.
 """
 
 from __future__ import annotations
@@ -12,23 +14,27 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
 from gmv_qdrant.errors import SettingsError
 
 WIDEST = 1e6
 """beta lies within the inverse spread of the distances times or divided by this."""
+LEAST_LAPSE = 1e-4
+"""The lapse rate lies between this and 1 minus this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """temperature: in the distance's unit. no_contributor: the distance d_0, or None when it wasn't asked for.
 
-    log_likelihood: mean over the probes. at_bound: the likelihood still grew at the end of the search range.
+    lapse: share of parents that the temperature can't explain. log_likelihood: mean over the probes.
+    at_bound: the likelihood still grew at the end of the search range.
     """
 
     temperature: float
     no_contributor: float | None
+    lapse: float
     log_likelihood: float
     probes: int
     at_bound: bool
@@ -56,34 +62,33 @@ def fit(distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = Fa
     spread = float(d[finite].std())
     if not spread > 0:
         raise SettingsError("all distances are equal, so no temperature tells parents from others")
-    lost = 1.0 - w.sum(axis=1)
-    attributed = np.where(finite, w * np.where(finite, d, 0.0), 0.0).sum(axis=1)
+    if no_contributor:  # one more candidate, "nobody", whose distance is fitted
+        w = np.column_stack([w, (1.0 - w.sum(axis=1)).clip(min=0)])
+        finite = np.column_stack([finite, np.ones(len(d), dtype=bool)])
+    outcomes = np.log(finite.sum(axis=1, keepdims=True))
+    d = np.where(finite[:, : d.shape[1]], d, 0.0)
 
     def negative(parameters: np.ndarray) -> float:
-        beta = np.exp(parameters[0]) / spread
-        scores = np.where(finite, -beta * np.where(finite, d, 0.0), -np.inf)
-        if no_contributor:
-            none = -beta * (parameters[1] * spread - base[:, 0])
-            total = logsumexp(np.column_stack([scores, none]), axis=1)
-            gained = -beta * attributed + lost * none - total
-        else:
-            gained = -beta * attributed - w.sum(axis=1) * logsumexp(scores, axis=1)
-        return -float(gained.mean())
+        beta, lapse = np.exp(parameters[0]) / spread, expit(parameters[1])
+        all_d = np.column_stack([d, parameters[2] * spread - base]) if no_contributor else d
+        scores = np.where(finite, -beta * all_d, -np.inf)
+        scores -= logsumexp(scores, axis=1, keepdims=True)
+        explained = np.logaddexp(np.log1p(-lapse) + scores, np.log(lapse) - outcomes)
+        return -float((w * explained).sum() / len(w))
 
-    bound = np.log(WIDEST)
-    start = [1.0, float(np.median(base + d.max(axis=1, where=finite, initial=0)[:, None])) / spread]
-    bounds = [(-bound, bound), (None, None)]
-    size = 2 if no_contributor else 1
+    bound, rarest = np.log(WIDEST), np.log(LEAST_LAPSE)
+    nobody = float(np.median(base[:, 0] + d.max(axis=1))) / spread
+    starts = [(beta, lapse, nobody) for beta in (0.0, 2.0, 5.0) for lapse in (-5.0, -1.0)]
+    bounds = [(-bound, bound), (rarest, -rarest), (None, None)]
+    size = 3 if no_contributor else 2
     found = min(
-        (
-            minimize(negative, np.array([first, start[1]][:size]), bounds=bounds[:size], method="L-BFGS-B")
-            for first in (0.0, 2.0, 5.0)
-        ),
+        (minimize(negative, np.array(one[:size]), bounds=bounds[:size], method="L-BFGS-B") for one in starts),
         key=lambda result: float(result.fun),
     )
     return Fit(
         temperature=float(spread / np.exp(found.x[0])),
-        no_contributor=float(found.x[1] * spread) if no_contributor else None,
+        no_contributor=float(found.x[2] * spread) if no_contributor else None,
+        lapse=float(expit(found.x[1])),
         log_likelihood=-float(found.fun),
         probes=int(use.sum()),
         at_bound=bool(abs(found.x[0]) > bound - 1e-3),

@@ -70,6 +70,7 @@ def calibrate(
         "probes": found.probes,
         "temperature": found.temperature,
         "no_contributor": found.no_contributor,
+        "lapse": found.lapse,
         "at_bound": found.at_bound,
         "before": before.as_dict(),
         "after": after.as_dict(),
