@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int | None = Field(None, ge=1)
     workers: int | None = Field(None, ge=0)
+    target_recall: float = Field(0.99, gt=0, le=1)
     cache_dir: Path | None = None
     offline: bool = False
 

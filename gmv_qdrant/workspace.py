@@ -472,6 +472,7 @@ class Workspace:
             "workspace": {"path": str(self.path), **self.settings.evidence()},
             **answers.counts(self.ledger),
             "store": self._store_status(),
+            "search": json.loads(self.ledger.meta().get("search", "{}")),
             "runs": answers.last_runs(self.ledger),
         }
 

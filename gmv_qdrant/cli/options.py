@@ -51,8 +51,12 @@ def run_options(command: F) -> F:
     for option in reversed(
         (
             click.option("--device", help="auto, cpu, cuda or mps.  [default: auto]"),
+            click.option(
+                "--precision", type=click.Choice(["fp32", "bf16"]), help="Of the networks.  [default: fp32]"
+            ),
             click.option("--batch-size", type=click.IntRange(min=1), help="Images in one forward pass."),
             click.option("--workers", type=click.IntRange(min=1), help="Decoding threads."),
+            click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights are kept."),
             click.option("--offline", is_flag=True, default=None, help="Never ask the network for weights."),
             json_option,
         )
@@ -69,7 +73,7 @@ def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
     def opened(path: Path, /, **options: Any) -> None:
         from gmv_qdrant.workspace import Workspace
 
-        names = ("device", "batch_size", "workers", "offline", "precision")
+        names = ("device", "batch_size", "workers", "offline", "precision", "cache_dir")
         overrides = {name: options.pop(name) for name in names if name in options}
         with bars() as progress:
             workspace = Workspace(path, progress=progress, **overrides)

@@ -308,7 +308,7 @@ def _write_rerank_vectors(context: Context, run: Run) -> None:
     for page in store.ids_without(name):
         there = sorted(vectors.require(vectors.know(str(point) for point in page)))
         if there:
-            _, rows = vectors.gather(there)
+            rows = vectors.gather(there)
             store.upsert_named(name, [parse_point_id(point) for point in there], rows)
             run.counts["rerank_vectors_written"] += len(there)
         with context.ledger.write() as con:

@@ -156,7 +156,7 @@ class Context:
         with self.ledger.write() as con:
             self.ledger.set_meta(con, collection_is_ours=True)
 
-    @property
+    @cached_property
     def owns_collection(self) -> bool:
         """False for an adopted collection: nothing of it is ever removed."""
         return "adopted" not in self.ledger.meta()
@@ -168,13 +168,17 @@ class Context:
         return float(json.loads(adopted).get("length", 1.0)) if adopted else 1.0
 
     @cached_property
-    def on_cpu(self) -> bool:
-        return resolve_device(self.runtime.device) == "cpu"
+    def device(self) -> str:
+        return resolve_device(self.runtime.device)
+
+    @property
+    def reranks_in_engine(self) -> bool:
+        return self.settings.rerank == "engine"
 
     @property
     def batch_size(self) -> int:
         """Images that are prepared together; networks take them in batches of up to this size."""
-        return self.settings.batch_size or (64 if self.on_cpu else 256)
+        return self.settings.batch_size or (64 if self.device == "cpu" else 256)
 
     @cached_property
     def embed_recall(self) -> Forward:
@@ -186,7 +190,7 @@ class Context:
 
     def _forward(self, encoder: Encoder) -> Forward:
         # on a CPU the thread's own time is judged: other processes may be using the cores, too
-        clock = time.thread_time if self.on_cpu else time.perf_counter
+        clock = time.thread_time if self.device == "cpu" else time.perf_counter
         return Forward(encoder, self.batch_size, clock=clock, fixed=bool(self.settings.batch_size))
 
     @property

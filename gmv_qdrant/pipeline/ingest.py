@@ -19,6 +19,7 @@ from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.engine_rerank import EngineRerank
 from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load
 from gmv_qdrant.pipeline.streams import Behind, chunked
 
@@ -50,9 +51,12 @@ def ingest(
 
 
 def stores_rerank(context: Context) -> bool:
-    """Whether re-rank vectors are small enough to be kept in a feature file."""
+    """Whether re-rank vectors are kept in a feature file: not when they are too large, or the engine has them."""
     shape = context.rerank_shape
-    return shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
+    return (
+        not context.reranks_in_engine
+        and shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
+    )
 
 
 def weight(context: Context, record: Record | Unusable) -> int:
@@ -60,7 +64,7 @@ def weight(context: Context, record: Record | Unusable) -> int:
     if isinstance(record, Unusable):
         return 0
     file = len(record.data) if record.data is not None else record.size or 0
-    rerank = context.rerank_shape.dim if stores_rerank(context) else 0
+    rerank = context.rerank_shape.dim if stores_rerank(context) or context.reranks_in_engine else 0
     return file + 4 * len(context.views) * (context.recall_shape.dim + rerank)
 
 
@@ -72,7 +76,8 @@ class _Ingestion:
         self.behind = behind
         self.in_flight: dict[str, int] = {}
         """Content hash -> training key, of the chunk that is being written."""
-        self.embedder = Embedder(context, rerank=stores_rerank(context))
+        self.embedder = Embedder(context, rerank=stores_rerank(context) or context.reranks_in_engine)
+        self.engine = EngineRerank(context) if context.reranks_in_engine else None
         with context.ledger.read() as con:
             self.next_key: int = con.execute(
                 "SELECT coalesce(max(training_key), 0) + 1 FROM training"
@@ -158,15 +163,17 @@ class _Ingestion:
         context, run = self.context, self.run
         locations = None
         with run.timed("write"):
-            if embedded and embedded[0].rerank is not None:
-                rerank = np.concatenate([item.rerank for item in embedded if item.rerank is not None])
-                locations = context.space("training/rerank").append(rerank)
+            rerank = [item.rerank for item in embedded if item.rerank is not None]
+            if rerank and not self.engine:
+                locations = context.space("training/rerank").append(np.concatenate(rerank))
             if embedded:
                 context.store.upsert(
                     [item.loaded.point_id for item in embedded],
                     np.concatenate([item.recall for item in embedded]),
                     [{"uri": item.loaded.record.uri, "sha256": item.loaded.hash} for item in embedded],
                 )
+                if self.engine:
+                    self.engine.keep([item.loaded.point_id for item in embedded], np.concatenate(rerank))
                 context.store.flush()
             with context.ledger.write() as con:
                 if embedded:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from gmv_qdrant.encoders.base import distances
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
-from gmv_qdrant.store.base import Hits
-from gmv_qdrant.store.search import default_params
+from gmv_qdrant.pipeline.searching import Calibrated
+from gmv_qdrant.store.base import Hits, SearchParams
 
 MOST_STRANGERS = 4
 """Times K that is searched at most to make up for points of the collection that are no training images."""
@@ -68,7 +67,8 @@ class Matcher:
         self.context = context
         self.run = run
         self.vectors = RerankVectors(context, run)
-        self.group = 512 if stores_rerank(context) else 2
+        self.params = Calibrated(context, run)
+        self.group = 512 if stores_rerank(context) or context.reranks_in_engine else 2
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
         self.strangers: set[str] = set()
         """Points that the ledger doesn't know, such as those that came into an adopted collection meanwhile."""
@@ -84,9 +84,14 @@ class Matcher:
         m, views, dim = recall.shape
         known = known or [NOTHING_KNOWN] * m
         with self.run.timed("recall"):
-            hits, keys = self._recall(recall.reshape(m * views, dim), wanted)
+            queries = recall.reshape(m * views, dim)
+            params = self.params(queries)
+            hits, keys = self._recall(queries, wanted, params)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
+            if self.vectors.engine:  # it has no views, so there is one query for each image
+                found = self.vectors.engine.distances(queries, rerank[:, 0], wanted, params)
+                known = [_known(mine, keys) for mine in found]
             points = [sorted({str(point) for hit in of_views for point in hit.ids}) for of_views in by_image]
             drafts = [
                 _draft([point for point in mine if point in keys], keys, one)
@@ -98,13 +103,14 @@ class Matcher:
                 for image, draft in enumerate(drafts)
             ]
 
-    def _recall(self, queries: np.ndarray, wanted: int) -> tuple[list[Hits], dict[str, int]]:
+    def _recall(
+        self, queries: np.ndarray, wanted: int, params: SearchParams
+    ) -> tuple[list[Hits], dict[str, int]]:
         """The ``wanted`` nearest points of each query, and the training keys of those that are training images.
 
         Points that the ledger doesn't know don't take anybody's place: as many more are fetched.
         """
         store = self.context.store
-        params = default_params(store.spec.quantization, wanted)
         limit = wanted
         while True:
             hits = store.search(queries, limit, params)
@@ -128,9 +134,7 @@ class Matcher:
         """Order candidates by their smallest distance over the views; those without a vector are left out."""
         fresh = np.array([i for i in np.flatnonzero(draft.open) if draft.points[i] in there], dtype=np.intp)
         if len(fresh):
-            _, rows = self.vectors.gather([draft.points[i] for i in fresh])
-            metric = self.context.rerank_shape.metric
-            by_view = np.stack([distances(metric, query, rows) for query in queries])
+            by_view = self.vectors.distances([draft.points[i] for i in fresh], queries)
             draft.distances[fresh] = by_view.min(axis=0)
             draft.views[fresh] = by_view.argmin(axis=0)
             draft.open[fresh] = False
@@ -168,6 +172,16 @@ def _draft(points: list[str], keys: Mapping[str, int], known: Known) -> _Draft:
     values, views = np.zeros(len(mine)), np.zeros(len(mine), dtype=np.int8)
     values[found], views[found] = known.distances[places[found]], known.views[places[found]]
     return _Draft(points, mine, values, views, ~found)
+
+
+def _known(found: Mapping[str, float], keys: Mapping[str, int]) -> Known:
+    """Distances by point id as those of training keys."""
+    pairs = sorted((keys[point], distance) for point, distance in found.items() if point in keys)
+    return Known(
+        np.array([key for key, _ in pairs], dtype=np.int32),
+        np.array([distance for _, distance in pairs], dtype=np.float64),
+        np.zeros(len(pairs), dtype=np.int8),
+    )
 
 
 def _radius(hits: Sequence[Hits], wanted: int) -> float:

@@ -11,19 +11,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gmv_qdrant.encoders import is_no_rerank
+from gmv_qdrant.encoders import distances, is_no_rerank
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.engine_rerank import EngineRerank
 from gmv_qdrant.pipeline.ingest import insert_features, stores_rerank
 from gmv_qdrant.pipeline.streams import batched, mapped
 from gmv_qdrant.store.base import parse_point_id
 
 MEMORY_BYTES = 1 << 30
 """Room for vectors that are too large to be kept on disk."""
+BLOCK_BYTES = 2 << 20
+"""Vectors that are compared at once on a CPU."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,8 @@ class RerankVectors:
         self.space = context.space("training/rerank")
         self._known: dict[str, _Known] = {}
         self._remembered: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.engine = EngineRerank(context) if context.reranks_in_engine else None
+        """Where the vectors are instead, so that only those that it lacks are needed here."""
 
     def know(self, points: Iterable[str]) -> dict[str, int]:
         """Training keys of those of ``points`` that are training images; no vector is touched.
@@ -89,20 +94,30 @@ class RerankVectors:
             self._compute(missing)
         return {point for point, one in wanted.items() if one.shard >= 0 or one.key in self._remembered}
 
-    def gather(self, points: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ``(n,)`` training keys and float32 ``(n, dim)`` vectors of points that `require` returned."""
+    def distances(self, points: Sequence[str], queries: np.ndarray) -> np.ndarray:
+        """float64 ``(q, n)`` distances of float32 ``(q, dim)`` queries to points that `require` returned."""
+        metric, device = self.context.rerank_shape.metric, self.context.device
+        parts = []
+        # a GPU takes all rows at once; on a CPU a block stays in the cache from reading to the last sum
+        block = len(points) if device != "cpu" else max(25, BLOCK_BYTES // (4 * self.space.dim))
+        for start in range(0, len(points), block):
+            rows = self.gather(points[start : start + block])
+            parts.append(np.stack([distances(metric, query, rows, device) for query in queries]))
+        return np.concatenate(parts, axis=1)
+
+    def gather(self, points: Sequence[str]) -> np.ndarray:
+        """float32 ``(n, dim)`` vectors of points that `require` returned."""
         known = [self._known[point] for point in points]
-        keys = np.array([one.key for one in known], dtype=np.int32)
-        locations = np.array([(one.shard, one.row) for one in known], dtype=np.int64).reshape(-1, 2)
+        locations = np.array([(one.shard, one.row) for one in known], dtype=np.int64)
         kept = locations[:, 0] >= 0
         if kept.all():
-            return keys, self.space.gather(locations)
+            return self.space.gather(locations)
         vectors = np.empty((len(known), self.space.dim), dtype=np.float32)
         vectors[kept] = self.space.gather(locations[kept])
         for index in np.flatnonzero(~kept):
-            stored = self._remembered[int(keys[index])]
+            stored = self._remembered[known[index].key]
             vectors[index] = self.space.storage.unpack(stored)
-        return keys, vectors
+        return vectors
 
     def _compute(self, missing: Sequence[_Known]) -> None:
         """Vectors from the source images: kept in the feature file, or remembered when too large for it."""
@@ -122,6 +137,9 @@ class RerankVectors:
                 for key, (shard, row) in zip(keys, locations.tolist(), strict=True):
                     by_key[key].shard, by_key[key].row = shard, row
             else:
+                if self.engine:
+                    point_of = {known.key: parse_point_id(point) for point, known in self._known.items()}
+                    self.engine.keep([point_of[key] for key in keys], vectors)
                 packed = self.space.storage.pack(vectors)
                 self._remembered.update(zip(keys, packed, strict=True))
                 in_use = {known.key for known in self._known.values()}
