@@ -169,15 +169,24 @@ def test_values_of_a_foreign_collection_and_nothing_written(
 ) -> None:
     create(server, distance=distance, name=name)
     put(server, folder, TRAINING, name=name, lengths=length)
-    summary = adopt(server, folder, fields={"attributes": "all"})
+    summary = adopt(server, folder)
     assert (summary["new"], summary["cosine"]) == (40, pytest.approx(1, abs=1e-5))
     workspace = Workspace(folder / "ws")
     assert (workspace.settings.vector_name, workspace.settings.quantization) == (name, "none")
     valued = workspace.value([generated])
     assert 0 < valued["computed"] <= 20, "re-rank vectors of candidates only"
     assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
-    assert "computed" not in workspace.value([generated], batch="again")
+    assert server.writes() == []
 
+
+def test_all_that_can_be_asked_of_it_writes_nothing(folder: Path, server: ReadOnly, generated: Path) -> None:
+    create(server)
+    put(server, folder, TRAINING)
+    server.api_key, server.read_only_key = "may-write", "may-read"
+    adopt(server, folder, fields={"attributes": "all"}, qdrant_api_key="may-read")
+    workspace = Workspace(folder / "ws", qdrant_api_key="may-read")
+    workspace.value([generated])
+    assert "computed" not in workspace.value([generated], batch="again")
     by_owner = dict.fromkeys(OWNERS, 0.0)
     for seed, value in expected(TRAINING).items():
         by_owner[OWNERS[int(seed) % 3]] += 2 * value
@@ -188,7 +197,7 @@ def test_values_of_a_foreign_collection_and_nothing_written(
     assert workspace.check(repair=True) == []
     assert workspace.update()["stale"] == 0
     store = workspace.status()["store"]
-    assert (store["points"], store["adopted"], store["points_without_vector"]) == (40, True, {name: 0})
+    assert (store["points"], store["adopted"], store["points_without_vector"]) == (40, True, {"": 0})
     assert server.writes() == []
 
 
@@ -492,7 +501,7 @@ def test_quantization_and_rerank_vectors_when_asked_for(
     assert kinds == {("PATCH", ""), ("PUT", "/vectors/gmv-l2-8"), ("PUT", "/points/vectors")}
     workspace = Workspace(folder / "ws")
     store = workspace.status()["store"]
-    assert (store["quantization"], store["state"]) == ("pq", "green")
+    assert store["quantization"] == "pq"
     assert store["points_without_vector"] == {"clip": 0, "gmv-l2-8": 1}
     seen = len(server.writes())
     again = adopt(server, folder, enable_quantization=True, write_rerank_vectors=True)

@@ -8,7 +8,6 @@ collection but what two flags ask for.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,12 +21,13 @@ from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.encoder_proof import Proof, Stored, name_encoders, prove
+from gmv_qdrant.pipeline.engine_rerank import engine_distance, vector_name
 from gmv_qdrant.pipeline.payload_fields import Fields
 from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
 from gmv_qdrant.pipeline.withdrawal import Selection, cut_short, take_out
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.store import open_existing
-from gmv_qdrant.store.base import CollectionSpec, Condition, Point, VectorDistance, parse_point_id
+from gmv_qdrant.store.base import CollectionSpec, Condition, Point, parse_point_id
 from gmv_qdrant.store.server import ServerStore
 
 
@@ -301,15 +301,13 @@ def _write_rerank_vectors(context: Context, run: Run) -> None:
     """A second named vector for every point that lacks it, computed from the images; those unreadable are skipped."""
     settings, shape, store = context.settings, context.rerank_shape, context.store
     assert isinstance(store, ServerStore)
-    name = "gmv-" + re.sub(r"[^\w.-]", "-", settings.distance)  # it stands in URLs
-    metric: VectorDistance = "cosine" if shape.metric == "cosine" else "euclid"
-    store.add_vector(name, shape.dim, metric)
+    name = vector_name(settings.distance)
+    store.add_vector(name, shape.dim, engine_distance(shape.metric))
     vectors = RerankVectors(context, run)
     for page in store.ids_without(name):
         there = sorted(vectors.require(vectors.know(str(point) for point in page)))
         if there:
-            rows = vectors.gather(there)
-            store.upsert_named(name, [parse_point_id(point) for point in there], rows)
+            store.upsert_named(name, [parse_point_id(point) for point in there], vectors.gather(there))
             run.counts["rerank_vectors_written"] += len(there)
         with context.ledger.write() as con:
             run.write_quarantine(con, [])
