@@ -7,11 +7,13 @@ commits one batch and lets go; a reader connects, fetches and lets go. Either wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,15 @@ def _open(path: Path, read_only: bool, config: dict[str, Any]) -> Connection:
         return duckdb.connect(str(path), read_only=read_only, config=config)
 
 
+@cache
+def _macros() -> str:
+    return files(__package__).joinpath("credits.sql").read_text()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
@@ -86,11 +97,14 @@ class Ledger:
         """Make an empty ledger: tables, and the macros that turn evidence into values."""
         ledger = cls(path)
         with ledger.write() as con:
-            here = files(__package__)
-            con.execute(here.joinpath("schema.sql").read_text())
-            con.execute(here.joinpath("credits.sql").read_text())
+            con.execute(files(__package__).joinpath("schema.sql").read_text())
             ledger.set_meta(con, schema_version=SCHEMA_VERSION, epoch=0)
+            ledger._write_macros(con)
         return ledger
+
+    def _write_macros(self, con: Connection) -> None:
+        con.execute(_macros())
+        self.set_meta(con, macros=_digest(_macros()))
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
@@ -98,14 +112,18 @@ class Ledger:
             raise LedgerError(f"there is no ledger at {path}: make the workspace with 'gmv-qdrant init'")
         ledger = cls(path)
         try:
-            version = ledger.meta().get("schema_version")
+            meta = ledger.meta()
         except duckdb.Error as error:
             raise LedgerError(f"{path} is not a ledger of this tool: {error}") from error
+        version = meta.get("schema_version")
         if version != SCHEMA_VERSION:
             raise LedgerError(
                 f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
                 "use the version of gmv-qdrant that made it, or start another workspace"
             )
+        if meta.get("macros") != _digest(_macros()):  # it was made by a version with other value functions
+            with ledger.write() as con:
+                ledger._write_macros(con)
         return ledger
 
     # -- connections ---------------------------------------------------------------------------------
