@@ -13,9 +13,14 @@ from gmv_qdrant.ledger.ledger import Ledger
 
 def test_a_batch_is_whole_or_not_there(tmp_path: Path) -> None:
     ledger = Ledger.create(tmp_path / "ledger.duckdb")
-    with pytest.raises(RuntimeError), ledger.write() as con:
-        con.execute("INSERT INTO features VALUES ('a', 1, 1, 1)")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with ledger.write() as con:
+            con.execute("INSERT INTO features VALUES ('a', 1, 1, 1)")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert ledger.query("FROM features").num_rows == 0
 
 
