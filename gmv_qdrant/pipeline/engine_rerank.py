@@ -5,6 +5,7 @@ For thin clients that share a server. The evidence is that of local re-ranking, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,12 +16,19 @@ from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.store.base import PointId, RerankStore, SearchParams, VectorDistance
 
-VECTOR = "rerank"
 MOST_NUMBERS = 65_536
 """The widest vector that Qdrant takes."""
 MARGIN = 32
 """More candidates than asked for: by codes, a search for a few more can drop one that a search for fewer finds."""
-_DISTANCE: dict[Metric, VectorDistance] = {"cosine": "cosine", "euclid": "euclid", "sqeuclid": "euclid"}
+
+
+def vector_name(distance: str) -> str:
+    """What the second vector is called; the name stands in URLs."""
+    return "gmv-" + re.sub(r"[^\w.-]", "-", distance)
+
+
+def engine_distance(metric: Metric) -> VectorDistance:
+    return "cosine" if metric == "cosine" else "euclid"
 
 
 class EngineRerank:
@@ -31,8 +39,6 @@ class EngineRerank:
 
     def __init__(self, context: Context) -> None:
         shape = context.rerank_shape
-        if not context.owns_collection:
-            raise SettingsError("rerank = 'engine' would change an adopted collection: use rerank = 'local'")
         if len(context.views) > 1:
             raise SettingsError(
                 "rerank = 'engine' sees one view of an image: use rerank = 'local', or views = 'none'"
@@ -44,17 +50,21 @@ class EngineRerank:
             )
         self._metric = shape.metric
         self._store = cast(RerankStore, context.store)
-        self._store.add_vector(VECTOR, shape.dim, _DISTANCE[shape.metric])
+        self._name = vector_name(context.settings.distance)
+        if (
+            context.owns_collection
+        ):  # an adopted one is never changed: 'adopt --write-rerank-vectors' asked first
+            self._store.add_vector(self._name, shape.dim, engine_distance(shape.metric))
 
     def keep(self, points: Sequence[PointId], vectors: np.ndarray) -> None:
         """Re-rank vectors, float32 ``(n, dim)``, of points that are in the collection."""
-        self._store.upsert_named(VECTOR, points, vectors)
+        self._store.upsert_named(self._name, points, vectors)
 
     def distances(
         self, recall: np.ndarray, rerank: np.ndarray, limit: int, params: SearchParams
     ) -> list[dict[str, float]]:
         """Re-rank distance by point id of about the ``limit`` nearest by recall, for float32 ``(m, dim)`` queries."""
-        found = self._store.search_two_stage(recall, VECTOR, rerank, limit + MARGIN, params)
+        found = self._store.search_two_stage(recall, self._name, rerank, limit + MARGIN, params)
         power = 2 if self._metric == "sqeuclid" else 1
         return [
             {

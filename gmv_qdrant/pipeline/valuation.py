@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +91,6 @@ class Valuation:
         self.context = context
         self.run = run
         self.matcher = Matcher(context, run)
-        self.embedder = Embedder(context, views=context.views, quality=True)
         with context.ledger.read() as con:
             self.next_key: int = con.execute(
                 "SELECT coalesce(max(generated_key), 0) + 1 FROM generated"
@@ -99,6 +98,11 @@ class Valuation:
         self.in_flight: dict[str, _Valued] = {}
         """URI -> what the chunk that is being written makes of it."""
         self.vectors_in_flight: dict[str, _Vectors] = {}
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """Loaded when there is an image to embed: `match` needs no network."""
+        return Embedder(self.context, views=self.context.views, quality=True)
 
     def take(self, records: Sequence[Record], batch: str, behind: Behind) -> None:
         """One chunk: all of it durable when ``behind`` has done what it is given."""

@@ -42,7 +42,7 @@ def write_images(images: Iterable[Image.Image], folder: Path) -> Path:
     return folder
 
 
-def seconds(call: Callable[[], Any]) -> dict[str, Any]:
+def seconds(call: Callable[[], Any]) -> dict[str, float]:
     """Wall and processor seconds of ``call``; other work on the machine disturbs the second less."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()

@@ -1,0 +1,300 @@
+"""What n costs: clustered 512-d vectors through the store, the feature files and the ledger, without networks.
+
+    python scripts/bench/scale.py --work FOLDER [--sizes 10000 100000 1000000] [--small]
+
+For each n: seconds to fill and to quantize, disk, milliseconds of recall and re-ranking per generated image, peak
+memory; against a batched exact matmul over float32 and, where faiss is installed, IVF-PQ with refinement, at the same K
+and recall. Each side runs in a process of its own, one after the other. ``--encoder`` also measures a network's forward
+pass, for the growth with n of a whole valuation. ``--small`` takes a minute, and exits 1 when a ratio is far off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import disk_mb, machine, note, peak_memory, show
+
+DIM, RERANK_DIM = 512, 1792
+BLOCK = 20_000
+TARGET = 0.99
+
+
+def vectors(n: int, seed: int = 0) -> np.ndarray:
+    """Unit float32 ``(n, 512)``: about 200 around each center, in blocks that don't depend on n."""
+    centers = np.random.default_rng(seed).normal(size=(max(50, n // 200), DIM)).astype(np.float32)
+    out = np.empty((n, DIM), dtype=np.float32)
+    for start in range(0, n, BLOCK):
+        random = np.random.default_rng((seed, start))
+        rows = out[start : start + BLOCK]
+        rows[:] = centers[random.integers(0, len(centers), len(rows))]
+        rows += 0.7 * random.normal(size=rows.shape).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return out
+
+
+def queries_near(data: np.ndarray, m: int) -> np.ndarray:
+    """Generated images: each near a training image, as near as its neighbours are."""
+    random = np.random.default_rng(99)
+    near = data[random.integers(0, len(data), m)] + 0.03 * random.normal(size=(m, DIM)).astype(np.float32)
+    return np.asarray(near / np.linalg.norm(near, axis=1, keepdims=True), dtype=np.float32)
+
+
+def best_of(call: Callable[[], Any], repeat: int = 3) -> float:
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def ours(task: dict[str, Any]) -> dict[str, Any]:
+    """A workspace filled with vectors, and its own matching code."""
+    import uuid
+
+    from gmv_qdrant import Workspace
+    from gmv_qdrant.ledger.ledger import insert
+    from gmv_qdrant.ledger.runs import Run
+    from gmv_qdrant.pipeline.ingest import insert_features
+    from gmv_qdrant.pipeline.valuation import Valuation
+
+    root = Path(task["root"])
+    shutil.rmtree(root, ignore_errors=True)
+    data = np.load(task["data"], mmap_mode="r")
+    queries = np.load(task["queries"])
+    n, figures = len(data), {}
+    columns = np.random.default_rng(1).integers(0, DIM, RERANK_DIM)
+    workspace = Workspace.init(root, quantization=task["quantization"], candidates=max(task["candidates"]))
+    shapes = {
+        "recall_shape": {"dim": DIM, "metric": "cosine", "storage": {"dtype": "float32", "scale": 1.0}},
+        "rerank_shape": {
+            "dim": RERANK_DIM,
+            "metric": "cosine",
+            "storage": {"dtype": "float16", "scale": 1.0},
+        },
+    }
+    with workspace.ledger.write() as con:
+        workspace.ledger.set_meta(con, **shapes)
+    with workspace._alone() as context, peak_memory() as memory:
+        started = time.perf_counter()
+        for start in range(0, n, BLOCK):
+            rows = np.array(data[start : start + BLOCK])
+            keys = list(range(start + 1, start + len(rows) + 1))
+            points = [uuid.uuid5(uuid.NAMESPACE_OID, str(key)) for key in keys]
+            locations = context.space("training/rerank").append(rows[:, columns])
+            context.store.upsert(points, rows, [{"uri": f"image-{key}"} for key in keys])
+            with workspace.ledger.write() as con:
+                training = {"training_key": keys, "point_id": [str(point) for point in points]}
+                insert(con, "training", {**training, "epoch_added": [1] * len(keys)})
+                insert_features(con, "training/rerank", keys, locations)
+        context.store.flush()
+        figures["fill_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        context.store.optimize(force=True)
+        figures["quantize_s"] = time.perf_counter() - started
+        status = context.store.status()
+    figures |= {"code_mb": status.code_bytes >> 20, "vector_mb": status.vector_bytes >> 20}
+    figures["fill_peak_mb"] = memory
+    figures["disk_mb"] = {name: disk_mb(root / name) for name in ("qdrant", "features")}
+    figures["disk_mb"]["ledger"] = round((root / "ledger.duckdb").stat().st_size / 2**20, 1)
+    with workspace._alone() as context, peak_memory() as memory:
+        spaces = {
+            "generated/recall": context.space("generated/recall").append(queries),
+            "generated/rerank": context.space("generated/rerank").append(queries[:, columns]),
+        }
+        run = Run("bench", 1)
+        valuation = Valuation(context, run)
+        for k in task["candidates"]:
+            context.settings.candidates = k
+            valuation.matcher.params._params = None
+            valuation.match(spaces)  # warms up, and measures recall
+            figures[f"recall@{k}"] = run.figures["recall"]
+            found = []
+            for _ in range(3):
+                run.timings.clear()
+                valuation.match(spaces)
+                found.append(
+                    {name: 1000 * run.timings[name] / len(queries) for name in ("recall", "re-rank")}
+                )
+            params = valuation.matcher.params(queries)
+            figures[f"ms@{k}"] = {
+                **{name: min(one[name] for one in found) for name in ("recall", "re-rank")},
+                "search": 1000 * best_of(lambda: context.store.search(queries, k, params)) / len(queries),  # noqa: B023
+                "oversampling": params.oversampling,
+            }
+    figures["value_peak_mb"] = memory
+    shutil.rmtree(root)
+    return figures
+
+
+def matmul(task: dict[str, Any]) -> dict[str, Any]:
+    """All queries against all vectors in one product, and the K best of each row."""
+    queries, k = np.load(task["queries"]), task["candidates"][0]
+    with peak_memory() as memory:
+        data = np.load(task["data"])
+
+        def search() -> np.ndarray:
+            parts = []
+            for start in range(0, len(queries), 20):
+                scores = queries[start : start + 20] @ data.T
+                best = np.argpartition(scores, -k, axis=1)[:, -k:]
+                parts.append(best)
+            return np.concatenate(parts)
+
+        np.save(task["truth"], search())
+        return {"search_ms": 1000 * best_of(search) / len(queries), "peak_mb": memory}
+
+
+def faiss_ivfpq(task: dict[str, Any]) -> dict[str, Any]:
+    """IVF-PQ with as many bytes a vector, exact refinement, probing more cells until recall is reached."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    data, queries, truth = (np.load(task[name]) for name in ("data", "queries", "truth"))
+    k, figures = task["candidates"][0], {}
+    with peak_memory() as memory:
+        started = time.perf_counter()
+        cells = int(np.sqrt(len(data)))
+        coarse = faiss.IndexFlatIP(DIM)
+        codes = faiss.IndexIVFPQ(coarse, DIM, cells, DIM // 4, 8, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexRefineFlat(codes)
+        index.train(data[: max(20_000, 50 * cells)])
+        index.add(data)
+        figures["build_s"] = time.perf_counter() - started
+        for factor, probes in ((4, 8), (4, 16), (4, 32), (8, 32), (8, 64), (8, 128), (16, 256), (16, cells)):
+            index.k_factor, codes.nprobe = factor, min(probes, cells)
+            found = index.search(queries, k)[1]
+            recall = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]))
+            if recall >= TARGET:
+                break
+        figures |= {"recall": recall, "nprobe": codes.nprobe, "k_factor": index.k_factor}
+        figures["search_ms"] = 1000 * best_of(lambda: index.search(queries, k)) / len(queries)
+    return {**figures, "peak_mb": memory, "code_mb": round(len(data) * DIM / 4 / 2**20)}
+
+
+SIDES = {"ours": ours, "matmul": matmul, "faiss": faiss_ivfpq}
+
+
+def alone(side: str, task: dict[str, Any]) -> dict[str, Any]:
+    """One side in a process of its own."""
+    note(side, {name: task[name] for name in ("n", "quantization")})
+    done = subprocess.run(
+        [sys.executable, __file__, "--side", side, "--task", json.dumps(task)],
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        return {"failed": done.returncode}
+    found = dict(json.loads(done.stdout))
+    note(found)
+    return found
+
+
+def forward_ms(encoder: str, weights: str | None) -> float:
+    """Of one image, at the batch size that the network is fastest at."""
+    import torch
+    from PIL import Image
+
+    from gmv_qdrant.encoders import load_encoder
+
+    network = load_encoder(encoder, weights=weights)
+    batch = torch.stack([network.prepare(Image.new("RGB", (224, 224), (9 * i, 7, 5))) for i in range(16)])
+    return min(
+        1000 * best_of(lambda: [network.encode(part) for part in batch.split(size)]) / len(batch)  # noqa: B023
+        for size in (1, 2, 16)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--compare", type=int, default=100_000, help="the n at which all quantizations are shown"
+    )
+    parser.add_argument("-m", type=int, default=100)
+    parser.add_argument("--candidates", type=int, nargs="+", default=[200, 100, 400, 700])
+    parser.add_argument("--encoder", help="measure this network's forward pass, too")
+    parser.add_argument("--weights")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(SIDES[options.side](options.task), default=float))
+        return
+    if options.small:
+        options.sizes, options.compare, options.m = [2_000, 10_000], 10_000, 40
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {
+        "machine": machine(),
+        "dim": DIM,
+        "rerank_dim": RERANK_DIM,
+        "m": options.m,
+        "n": {},
+    }
+    if options.encoder:
+        figures["forward_ms"] = forward_ms(options.encoder, options.weights)
+    for n in options.sizes:
+        paths = {name: str(work / f"{name}-{n}.npy") for name in ("data", "queries", "truth")}
+        data = vectors(n)
+        np.save(paths["queries"], queries_near(data, options.m))
+        np.save(paths["data"], data)
+        del data
+        first = options.candidates[:1]
+        task = {**paths, "n": n, "root": str(work / f"workspace-{n}"), "quantization": "pq"}
+        rows: dict[str, Any] = {"matmul": alone("matmul", {**task, "candidates": first})}
+        kinds = ("pq", "turbo", "scalar", "none") if n == options.compare else ("pq",)
+        for kind in kinds:
+            many = options.candidates if n == options.compare and kind == "pq" else first
+            rows[kind] = alone("ours", {**task, "quantization": kind, "candidates": many})
+        rows["faiss"] = alone("faiss", {**task, "candidates": first})
+        figures["n"][n] = rows
+        for path in paths.values():
+            Path(path).unlink(missing_ok=True)
+        if options.out:
+            options.out.write_text(json.dumps(figures, indent=2, default=float))
+    figures["growth"] = growth(figures, options.candidates[0])
+    show(figures, options.out)
+    if options.small and not sane(figures, options.candidates[0]):
+        sys.exit(1)
+
+
+def growth(figures: dict[str, Any], k: int) -> dict[str, float]:
+    """Time per generated image at the largest n over that at the smallest."""
+    rows = [one["pq"][f"ms@{k}"] for one in figures["n"].values() if f"ms@{k}" in one["pq"]]
+    search = [row["recall"] + row["re-rank"] for row in rows]
+    if len(search) < 2:
+        return {}
+    found = {"recall_and_rerank": search[-1] / search[0]}
+    if "forward_ms" in figures:
+        found["with_forward_pass"] = (search[-1] + figures["forward_ms"]) / (
+            search[0] + figures["forward_ms"]
+        )
+    return found
+
+
+def sane(figures: dict[str, Any], k: int) -> bool:
+    """Loose bounds, for machines that do other things, too: recall is reached, codes are small, growth is mild."""
+    largest = list(figures["n"].values())[-1]["pq"]
+    return "failed" not in largest and bool(
+        largest[f"recall@{k}"] >= TARGET
+        and largest["code_mb"] <= largest["vector_mb"] / 8
+        and figures["growth"].get("recall_and_rerank", 99.0) < 10
+    )
+
+
+if __name__ == "__main__":
+    main()
