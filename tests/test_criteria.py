@@ -241,7 +241,9 @@ def test_membership_sees_copying_and_only_copying(tmp_path: Path) -> None:
     assert answers["copies"]["credit"]["trained_share"] > 0.8
     assert answers["generalises"]["test"]["p"] > 0.01
     credit = answers["generalises"]["credit"]
-    assert abs(credit["trained_share"] - credit["expected"]) < 4 * credit["standard_error"]
+    assert abs(credit["trained_share"] - credit["expected"]) < 4 * credit["expected_spread"]
+    drawn = [values[random.permutation(200)[:100]].sum() / 60 for _ in range(4000)]
+    assert credit["expected_spread"] == pytest.approx(np.std(drawn), rel=0.1)
 
 
 def test_membership_groups_must_not_overlap(tmp_path: Path, noise: Callable[..., np.ndarray]) -> None:

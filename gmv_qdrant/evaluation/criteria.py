@@ -101,9 +101,10 @@ def membership(found: Values, trained: np.ndarray, held_out: np.ndarray, credit:
     """App. D, Table 6: are images that a generator was trained on worth more than images that it never saw?
 
     trained, held_out: bool ``(n,)``, disjoint. credit: float64 ``(m,)``, the share of each generated image's credit
-    (over both groups) that goes to the trained ones. Welch's one-sided t-test as in the paper, for values and
-    for the smallest distances; and, because one generated image moves k values at once, the mean of ``credit``
-    over the generated images with its standard error, beside the share expected when being trained on doesn't matter.
+    (over both groups) that goes to the trained ones. Welch's one-sided t-test as in the paper, for values and for the
+    smallest distances. ``credit`` in the result is the trained images' share of all value: ``standard_error`` says how
+    much it would vary with other generated images, ``expected_spread`` how much it varies when the groups are drawn at
+    random from all these training images: that is the one to test against, since some images resemble everything.
     Raises `SettingsError` when the groups overlap or one has fewer than two images.
     """
     if (both := int((trained & held_out).sum())) > 0:
@@ -127,19 +128,29 @@ def membership(found: Values, trained: np.ndarray, held_out: np.ndarray, credit:
     near, far = near[np.isfinite(near)], far[np.isfinite(far)]
     if min(len(near), len(far)) > 1:
         distances = welch(far, near).as_dict()  # trained images should be nearer
-    share = mean(credit)
-    expected = trained.sum() / (trained.sum() + held_out.sum())
+    both = trained | held_out
+    total = float(found.value[both].sum())
     return {
         "rows": rows,
         "test": {"t": test.t, "df": test.df, "p": test.p, "rank_p": test.rank_p},
         "credit": {
-            "trained_share": share.mean,
-            "standard_error": share.standard_error,
-            "expected": float(expected),
-            "generated_images": share.count,
+            "trained_share": float(found.value[trained].sum()) / total if total > 0 else None,
+            "standard_error": mean(credit).standard_error if len(credit) else None,
+            "expected": float(trained.sum() / both.sum()),
+            "expected_spread": _spread_of_share(found.value[both], int(trained.sum())),
+            "generated_images": len(credit),
         },
         "nearest_test": distances,
     }
+
+
+def _spread_of_share(values: np.ndarray, count: int) -> float | None:
+    """Standard deviation of the share of the total that ``count`` values have which are drawn at random."""
+    n, total = len(values), float(values.sum())
+    if n < 2 or total == 0:
+        return None
+    squares = float(((values - values.mean()) ** 2).sum())
+    return float(np.sqrt(count * (n - count) / (n * (n - 1)) * squares)) / total
 
 
 def sensitivity(rates: np.ndarray, sizes: Sequence[int], repeats: int, seed: int) -> Figures:

@@ -25,7 +25,8 @@ def _field(alias: str, name: str) -> str:
 
 
 def _path(name: str) -> str:
-    return f'$."{name}"'
+    """A JSON pointer: the name may have quotes, dots and slashes."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def _in_batch(batch: str | None) -> str:
