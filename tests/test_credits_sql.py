@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import runpy
 from collections.abc import Iterator
@@ -108,6 +109,7 @@ functions = st.fixed_dictionaries(
     }
 )
 Function = dict[str, Any]
+PAPER: Function = {"k": 30, "temperature": 1.0, "calibrated": True, "batch": None, "no_contributor": None}
 
 
 def sql(function: Function) -> str:
@@ -387,3 +389,39 @@ def test_halves_of_a_real_generated_set_agree_as_the_intervals_claim(shared: Pat
     assert agreement(rows, [str(train["labels"][i]) for i in used], 95, trials=10) == pytest.approx(
         0.95, abs=0.06
     )
+
+
+@pytest.mark.parametrize("name", ["plain", "a.b", 'size "A"/~1', "owner's", "$", "0"])
+def test_attributes_may_have_any_name(name: str) -> None:
+    """One image has the attribute; the credit of the others, one of them without any source, is unnamed."""
+    ledger = Small([["Ada"], ["Bay"], []], [[(0, 0.1), (1, 0.2), (2, 0.3)]], [None], ["a"])
+    with ledger.connect() as con:
+        con.execute(
+            "UPDATE sources SET attributes = ? WHERE training_key = 0", [json.dumps({name: "x", "other": 1})]
+        )
+        field = name.replace("'", "''")
+        rows = con.sql(f"SELECT name, value, images, matches FROM credits('{field}')").fetchall()
+        expected = values(ledger, PAPER)
+    assert {row[0]: row[1:] for row in rows} == {
+        "x": (close(expected[0]), 1, 1),
+        None: (close(expected[1] + expected[2]), 2, 2),
+    }
+
+
+def test_credits_by_image_are_the_values_of_images() -> None:
+    ledger = Small([["Ada", "Bay"], ["Bay"], [None]], [[(0, 0.1), (1, 0.2)]], [0.5], ["a"])
+    with ledger.connect() as con:
+        rows = con.sql("SELECT name, value, matches FROM credits('image') ORDER BY name").fetchall()
+        assert rows == con.sql("SELECT point_id, value, matches FROM image_values() ORDER BY 1").fetchall()
+
+
+@pytest.mark.parametrize("macro", MACROS)
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("temperature := 0", "not 0"), ("temperature := -0.5", "not -0.5"), ("temperature := NULL", "not NULL"),
+     ("k := 0", "not 0"), ("k := -3", "not -3")],
+)  # fmt: skip
+def test_impossible_arguments_are_refused_in_a_sentence(macro: str, argument: str, said: str) -> None:
+    ledger = Small([["Ada"], ["Bay"]], [[(0, 0.1), (1, 0.2)]], [None], ["a"])
+    with ledger.connect() as con, pytest.raises(duckdb.Error, match=f"must be (above|at least).*{said}"):
+        con.sql(f"FROM {macro.format(argument)}").fetchall()

@@ -5,21 +5,29 @@ CREATE OR REPLACE MACRO fixed(x) AS CAST(x * 1152921504606846976.0 AS HUGEINT);
 CREATE OR REPLACE MACRO fixed_small(x) AS CAST(x * 1152921504606846976.0 AS BIGINT);  -- |x| < 8, and faster
 CREATE OR REPLACE MACRO floating(total) AS CAST(total AS DOUBLE) / 1152921504606846976.0;
 
+-- Refused in a sentence; a good value costs nothing.
+CREATE OR REPLACE MACRO above_zero(temperature) AS
+    CASE WHEN temperature > 0 THEN CAST(temperature AS DOUBLE)
+    ELSE error('temperature must be above 0 (1 is the paper), not ' || coalesce(CAST(temperature AS VARCHAR), 'NULL')) END;
+CREATE OR REPLACE MACRO ranks(k) AS
+    CASE WHEN k IS NULL THEN 32767 WHEN k >= 1 THEN least(k, 32767)
+    ELSE error('k must be at least 1 (NULL is all candidates), not ' || k) END;
+
 -- Eq. 6. A group's exponentials are taken against steps of 8 temperatures, and the steps are put on the lowest one: as
 -- safe from underflow as taking them against the nearest distance, without looking for it first. Short lists are kept
 -- in memory between the two passes; long ones are cheaper to read twice.
 CREATE OR REPLACE MACRO step(distance, temperature) AS floor(distance / (8 * temperature)) * (8 * temperature);
 CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, calibrated := true, batch := NULL, no_contributor := NULL) AS TABLE
 WITH short AS MATERIALIZED (
-    SELECT generated_key, training_key, rank, distance FROM matches WHERE coalesce(k <= 60, false) AND rank <= k
+    SELECT generated_key, training_key, rank, distance FROM matches WHERE ranks(k) <= 60 AND rank <= ranks(k)
 ), picked AS NOT MATERIALIZED (
-    FROM short WHERE coalesce(k <= 60, false)
+    FROM short WHERE ranks(k) <= 60
     UNION ALL
     SELECT generated_key, training_key, rank, distance FROM matches
-    WHERE coalesce(k > 60, true) AND (k IS NULL OR rank <= k)
+    WHERE ranks(k) > 60 AND (k IS NULL OR rank <= ranks(k))
 ), steps AS (
-    SELECT generated_key, step(distance, temperature) AS base,
-           sum(fixed_small(exp((step(distance, temperature) - distance) / temperature))) AS weight
+    SELECT generated_key, step(distance, above_zero(temperature)) AS base,
+           sum(fixed_small(exp((step(distance, above_zero(temperature)) - distance) / above_zero(temperature)))) AS weight
     FROM picked GROUP BY ALL
 ), lowest AS (
     SELECT generated_key, min(base) AS base FROM steps GROUP BY generated_key
@@ -54,16 +62,17 @@ WITH sums AS (
 SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
 FROM named_images() t LEFT JOIN sums s USING (training_key);
 
-CREATE OR REPLACE MACRO group_name(field, owner, label, licence, attributes) AS
-    CASE field WHEN 'owner' THEN owner WHEN 'label' THEN label WHEN 'licence' THEN licence
-    ELSE json_extract_string(attributes, '$."' || field || '"') END;
+-- Attributes are looked up by JSON pointer: their names may have quotes, dots and slashes.
+CREATE OR REPLACE MACRO group_name(field, image, owner, label, licence, attributes) AS
+    CASE field WHEN 'image' THEN image WHEN 'owner' THEN owner WHEN 'label' THEN label WHEN 'licence' THEN licence
+    ELSE json_extract_string(attributes, '/' || replace(replace(field, '~', '~0'), '/', '~1')) END;
 
 -- Who holds what: a row for each training image and name that its sources bear. ``part / parts`` of the image's credit goes
 -- to the name. Images that one name holds alone share its id as their bundle, so that they are added up together; others
 -- are a bundle each, -training_key.
 CREATE OR REPLACE MACRO holders(field) AS TABLE
 WITH held AS MATERIALIZED (
-    SELECT t.training_key, group_name(field, s.owner, s.label, s.licence, s.attributes) AS name, count(*) AS part
+    SELECT t.training_key, group_name(field, t.point_id, s.owner, s.label, s.licence, s.attributes) AS name, count(*) AS part
     FROM training t LEFT JOIN sources s USING (training_key)
     WHERE t.epoch_withdrawn IS NULL GROUP BY ALL
 ), names AS MATERIALIZED (
@@ -126,13 +135,13 @@ WITH held AS MATERIALIZED (
 ), players AS (
     SELECT generated_key, h.id, min(m.distance) AS distance, count(*) AS matches
     FROM matches m JOIN generated g USING (generated_key) JOIN held h USING (training_key)
-    WHERE (k IS NULL OR m.rank <= k) AND (batch IS NULL OR g.batch = batch)
+    WHERE m.rank <= ranks(k) AND (batch IS NULL OR g.batch = batch)
     GROUP BY ALL
     UNION ALL
     SELECT generated_key, NULL, CAST(no_contributor AS DOUBLE), 0 FROM generated g
     WHERE no_contributor IS NOT NULL AND (batch IS NULL OR g.batch = batch)
 ), nearness AS (
-    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / temperature) AS u FROM players
+    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / above_zero(temperature)) AS u FROM players
 ), steps AS (
     SELECT *, row_number() OVER nearest AS place, u - coalesce(lead(u) OVER nearest, 0.0) AS rise
     FROM nearness WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, id)
@@ -159,12 +168,12 @@ WITH players AS (
     SELECT generated_key, NULL, CAST(no_contributor AS DOUBLE) FROM generated g
     WHERE no_contributor IS NOT NULL AND (batch IS NULL OR g.batch = batch)
 ), nearness AS (
-    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / temperature) AS u FROM players
+    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / above_zero(temperature)) AS u FROM players
 ), steps AS (
     SELECT *, row_number() OVER nearest AS place, u - coalesce(lead(u) OVER nearest, 0.0) AS rise
     FROM nearness WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, training_key)
 ), sums AS (
-    SELECT *, sum(fixed_small(rise * least(k, place) / place)) OVER (
+    SELECT *, sum(fixed_small(rise * least(ranks(k), place) / place)) OVER (
         PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING) AS share
     FROM steps
 ), totals AS (
