@@ -24,7 +24,6 @@ from gmv_qdrant import Workspace
 from gmv_qdrant.encoders import Encoder, Runtime, load_distance, load_encoder
 from gmv_qdrant.quality import load_quality
 
-
 Clock = dict[str, float]
 
 
