@@ -30,6 +30,17 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 def workspace(root: Path) -> Workspace:
+    return fill(root)
+
+
+@pytest.fixture(scope="module")
+def mended() -> Iterator[Workspace]:
+    """One workspace for all damages: each test leaves it whole."""
+    with tiny.scratch() as folder:
+        yield fill(folder)
+
+
+def fill(root: Path) -> Workspace:
     """16 training images of two owners, 6 generated ones."""
     made = Workspace.init(root / "workspace", **tiny.SETTINGS)
     made.ingest(tiny.write(root / "a", range(8)), owner="ada")
@@ -111,22 +122,24 @@ FILE_DAMAGE: dict[str, tuple[str, Callable[[Workspace], Any]]] = {
 
 
 @pytest.mark.parametrize("damage", [*SQL_DAMAGE, *FILE_DAMAGE])
-def test_damage_is_found_and_mended(workspace: Workspace, damage: str) -> None:
-    expected, owners = tiny.values(workspace, 3), tiny.owners(workspace, 3)
+def test_damage_is_found_and_mended(mended: Workspace, damage: str) -> None:
+    expected, owners = tiny.values(mended, 3), tiny.owners(mended, 3)
     if damage in SQL_DAMAGE:
         sentence, sql = SQL_DAMAGE[damage]
-        write(workspace, sql)
+        write(mended, sql)
     else:
         sentence, spoil = FILE_DAMAGE[damage]
-        spoil(workspace)
-    found = workspace.check()
-    assert any(sentence in str(finding) for finding in found), found
-    mended = workspace.check(repair=True)
-    assert all(finding.mended for finding in mended), [str(finding) for finding in mended]
-    assert workspace.check() == []
-    assert workspace.stale() == 0
-    assert tiny.values(workspace, 3) == pytest.approx(expected, abs=1e-9)
-    assert tiny.owners(workspace, 3) == pytest.approx(owners, abs=1e-9)
+        spoil(mended)
+    findings = mended.check(repair=True)
+    assert any(sentence in finding.sentence for finding in findings), findings
+    assert all(finding.mended for finding in findings), [str(finding) for finding in findings]
+    assert mended.stale() == 0
+    assert tiny.values(mended, 3) == pytest.approx(expected, abs=1e-9)
+    assert tiny.owners(mended, 3) == pytest.approx(owners, abs=1e-9)
+
+
+def test_the_mended_workspace_is_whole(mended: Workspace) -> None:
+    assert mended.check(read_images=True) == []
 
 
 def test_what_cannot_be_mended_is_left_and_said(workspace: Workspace, root: Path) -> None:

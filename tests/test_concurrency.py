@@ -57,7 +57,7 @@ def test_readers_see_whole_batches_while_runs_write(workspace: Workspace, tmp_pa
         for _ in range(2)
     ]
     try:
-        for turn in range(4):
+        for turn in range(2):
             workspace.ingest(
                 tiny.write(tmp_path / f"b{turn}", range(100 + turn * 9, 110 + turn * 9)), owner=f"o{turn}"
             )

@@ -11,11 +11,11 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "crash.py"
 
 def test_whatever_is_killed_ends_like_an_undisturbed_run() -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--seeds", "15", "--start", "1000"],
+        [sys.executable, str(SCRIPT), "--seeds", "10", "--start", "1000"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "15 of 15 seeds" in done.stdout
+    assert "10 of 10 seeds" in done.stdout
     assert ": killed" in done.stdout
