@@ -4,8 +4,8 @@
 
 Both sides use the same encoder, the same K and the same files. Theirs embeds a generated image, searches, and then,
 for each of the K candidates, reads and prepares both images and calls ``lpips.LPIPS()``: section 3.1, coded plainly.
-Only ``--pairs`` generated images are timed, for it is slow. Ours is `Workspace.value` of all of them, the loading of
-networks counted in processor time only. Embedding the training images isn't counted on either side, as both do it once.
+Only ``--pairs`` generated images are timed, for it is slow. Ours is `Workspace.value` of all of them. Loading networks
+and embedding the training images aren't counted on either side, as both do it once.
 Prints one JSON document.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, note, read_images, show, write_images
+from common import end_to_end, machine, note, read_images, show, write_images
 from PIL import Image
 
 from gmv_qdrant import Workspace
@@ -107,10 +107,8 @@ def main() -> None:
         distances[str(path)] = authors.value(path, options.candidates)
         theirs.append((time.perf_counter() - started[0], time.process_time() - started[1]))
         note("theirs", theirs[-1])
-    started = time.process_time()
-    summary = workspace.value([folders["generated"]])
-    cpu = (time.process_time() - started) / len(paths["generated"])  # loading networks included
-    ours = summary["seconds"]["total"] / len(paths["generated"])
+    whole, phases = end_to_end(workspace, "value", folders["generated"])
+    ours, cpu = (whole[clock] / len(paths["generated"]) for clock in ("wall", "cpu"))
     their_wall, their_cpu = (min(one[clock] for one in theirs) for clock in (0, 1))
     nearest = dict(
         workspace.sql(
@@ -127,7 +125,7 @@ def main() -> None:
             "ours": {"wall": ours, "cpu": cpu},
         },
         "times_faster": {"wall": their_wall / ours, "cpu": their_cpu / cpu},
-        "phases": summary["seconds"],
+        "phases": phases,
         "nearest_distance": {
             Path(path).name: [float(found.min()), nearest[path]] for path, found in distances.items()
         },

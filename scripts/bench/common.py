@@ -18,6 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gmv_qdrant import Workspace
+
+Clock = dict[str, float]
+"""Seconds by the clock (``wall``) and of the processor (``cpu``), or by phase."""
+
 
 def read_images(source: Path, count: int) -> list[Image.Image]:
     """The first images of a folder, or of the array ``images`` in an .npz file.
@@ -42,11 +47,22 @@ def write_images(images: Iterable[Image.Image], folder: Path) -> Path:
     return folder
 
 
-def seconds(call: Callable[[], Any]) -> dict[str, float]:
+def seconds(call: Callable[[], Any]) -> Clock:
     """Wall and processor seconds of ``call``; other work on the machine disturbs the second less."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def end_to_end(workspace: Workspace, verb: str, folder: Path) -> tuple[Clock, Clock]:
+    """Seconds of a verb, and of its phases; without what isn't paid per image: loading networks, quantizing."""
+    with workspace._alone() as context:
+        loading = seconds(context.claim)
+    summary: dict[str, Any] = {}
+    whole = seconds(lambda: summary.update(getattr(workspace, verb)([folder])))
+    phases = summary["seconds"]
+    quantizing = phases.get("optimize", 0.0)
+    return {"wall": phases["total"] - quantizing, "cpu": whole["cpu"] - loading["cpu"]}, phases
 
 
 @contextmanager

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, note, read_images, seconds, show, write_images
+from common import Clock, end_to_end, machine, note, read_images, seconds, show, write_images
 from PIL import Image
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.encoders import Encoder, Runtime, load_distance, load_encoder
 from gmv_qdrant.quality import load_quality
-
-Clock = dict[str, float]
 
 
 class Bare:
@@ -71,17 +69,6 @@ class Bare:
                     self.quality.score(image)
 
         return seconds(forward)
-
-
-def end_to_end(workspace: Workspace, verb: str, folder: Path) -> tuple[Clock, Clock]:
-    """Seconds of a verb, and of its phases; without what isn't paid per image: loading networks, quantizing."""
-    with workspace._alone() as context:
-        loading = seconds(context.claim)
-    summary: dict[str, Any] = {}
-    whole = seconds(lambda: summary.update(getattr(workspace, verb)([folder])))
-    phases = summary["seconds"]
-    quantizing = phases.get("optimize", 0.0)
-    return {"wall": phases["total"] - quantizing, "cpu": whole["cpu"] - loading["cpu"]}, phases
 
 
 def main() -> None:
