@@ -191,12 +191,17 @@ def test_ood_with_most_values_zero_says_that_it_is_vacuous(
 
 
 def test_groups_by_attribute_pattern_and_ids(tmp_path: Path, noise: Callable[..., np.ndarray]) -> None:
-    training = [{"kind": "noise" if i < 3 else "clean", "bad": i < 3} for i in range(30)]
+    odd = 'it\'s "odd"/~'
+    training = [
+        {"kind": "noise" if i < 3 else "clean", "bad": i < 3, odd: "no" if i > 2 else "Yes"}
+        for i in range(30)
+    ]
     ledger = make(tmp_path, noise(2, 30), training=training, generated=[{}, {}], candidates=10)
     keys = evidence.values(ledger, PAPER).keys
     for group in (
         Group(attribute="kind=noise"),
         Group(attribute="bad"),
+        Group(attribute=odd),
         Group(uri="/data/t0000[0-2].png"),
         Group(ids=("t00000.png", "data/t00001.png", "t00002")),
         Group(ids=("hash-t00000", "/data/t00001.png", "/data/t00002.png")),
