@@ -2,6 +2,7 @@
 
     python scripts/bench/scale.py --work FOLDER [--sizes 10000 100000 1000000] [--small]
 
+``engine`` re-ranks inside Qdrant, by a second vector, beside ``pq``, which re-ranks from the feature files.
 For each n: seconds to fill and to quantize, disk, milliseconds of recall and re-ranking per generated image, peak
 memory; against a batched exact matmul over float32 and, where faiss is installed, IVF-PQ with refinement, at the same K
 and recall. Each side runs in a process of its own, one after the other. ``--encoder`` also measures a network's forward
@@ -64,16 +65,20 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     from gmv_qdrant import Workspace
     from gmv_qdrant.ledger.ledger import insert
     from gmv_qdrant.ledger.runs import Run
+    from gmv_qdrant.pipeline.engine_rerank import EngineRerank
     from gmv_qdrant.pipeline.ingest import insert_features
     from gmv_qdrant.pipeline.valuation import Valuation
 
+    task.setdefault("rerank", "local")
     root = Path(task["root"])
     shutil.rmtree(root, ignore_errors=True)
     data = np.load(task["data"], mmap_mode="r")
     queries = np.load(task["queries"])
     n, figures = len(data), {}
     columns = np.random.default_rng(1).integers(0, DIM, RERANK_DIM)
-    workspace = Workspace.init(root, quantization=task["quantization"], candidates=max(task["candidates"]))
+    workspace = Workspace.init(
+        root, quantization=task["quantization"], candidates=max(task["candidates"]), rerank=task["rerank"]
+    )
     shapes = {
         "recall_shape": {"dim": DIM, "metric": "cosine", "storage": {"dtype": "float32", "scale": 1.0}},
         "rerank_shape": {
@@ -90,12 +95,17 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
             rows = np.array(data[start : start + BLOCK])
             keys = list(range(start + 1, start + len(rows) + 1))
             points = [uuid.uuid5(uuid.NAMESPACE_OID, str(key)) for key in keys]
-            locations = context.space("training/rerank").append(rows[:, columns])
             context.store.upsert(points, rows, [{"uri": f"image-{key}"} for key in keys])
+            engine = EngineRerank(context) if context.reranks_in_engine else None
+            if engine:
+                engine.keep(points, rows[:, columns])
+            else:
+                locations = context.space("training/rerank").append(rows[:, columns])
             with workspace.ledger.write() as con:
                 training = {"training_key": keys, "point_id": [str(point) for point in points]}
                 insert(con, "training", {**training, "epoch_added": [1] * len(keys)})
-                insert_features(con, "training/rerank", keys, locations)
+                if not engine:
+                    insert_features(con, "training/rerank", keys, locations)
         context.store.flush()
         figures["fill_s"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -260,6 +270,8 @@ def main() -> None:
         for kind in kinds:
             many = options.candidates if n == options.compare and kind == "pq" else first
             rows[kind] = alone("ours", {**task, "quantization": kind, "candidates": many})
+        if n == options.sizes[0]:
+            rows["engine"] = alone("ours", {**task, "rerank": "engine", "candidates": first})
         rows["faiss"] = alone("faiss", {**task, "candidates": first})
         figures["n"][n] = rows
         for path in paths.values():
