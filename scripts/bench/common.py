@@ -76,10 +76,12 @@ def peak_memory() -> Iterator[dict[str, int]]:
     status = Path("/proc/self/status")
 
     def watch() -> None:
-        while not done.wait(0.02):
+        while True:
             lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
             for name, key in (("own", "RssAnon"), ("mapped", "RssFile")):
                 peak[name] = max(peak[name], int(lines[key].split()[0]) >> 10)
+            if done.wait(0.02):
+                return
 
     watcher = threading.Thread(target=watch, daemon=True)
     if status.exists():
