@@ -59,6 +59,22 @@ def test_the_engine_finds_what_local_reranking_finds(tmp_path: Path, distance: s
     np.testing.assert_allclose([mine[p] for p in theirs], list(theirs.values()), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.shared
+def test_the_engine_finds_what_local_reranking_finds_with_lpips(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A squared distance, on real weights: the engine has its root."""
+    monkeypatch.setenv("TORCH_HOME", str(shared / "data/weights/torch_home"))
+    tiny.write(tmp_path / "training", range(40))
+    tiny.write(tmp_path / "generated", [3, *range(500, 506)])
+    folders = tmp_path / "training", tmp_path / "generated"
+    local = made(tmp_path / "local", *folders, distance="lpips:alex@64")
+    engine = made(tmp_path / "engine", *folders, distance="lpips:alex@64", rerank="engine")
+    mine, theirs = evidence(engine), evidence(local)
+    assert mine.keys() == theirs.keys()
+    np.testing.assert_allclose([mine[p] for p in theirs], list(theirs.values()), atol=1e-4)
+
+
 def test_a_vector_that_the_engine_lacks_is_computed_from_the_image(tmp_path: Path) -> None:
     tiny.write(tmp_path / "training", range(30))
     tiny.write(tmp_path / "generated", range(500, 505))
