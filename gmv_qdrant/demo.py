@@ -42,9 +42,9 @@ def run_demo(folder: Path, *, seed: int, progress: Progress, tell: Callable[[str
     if folder.exists() and not (folder / "workspace" / "gmv.toml").exists() and any(folder.iterdir()):
         raise SettingsError(f"{folder} isn't empty: name a new folder for the demo")
     training, generated = folder / "training", folder / "generated"
-    draw_images(training, generated, seed)
+    digits = draw_images(training, generated, seed)
     tell(
-        f"{folder}: 898 digits of {len(OWNERS)} made-up owners, and {GENERATED} images drawn from "
+        f"{folder}: {digits} digits of {len(OWNERS)} made-up owners, and {GENERATED} images drawn from "
         "Gaussians that were fitted on them"
     )
     made = Workspace.init(
@@ -88,8 +88,11 @@ def _report(folder: Path, figures: dict[str, Any], tell: Callable[[str], None]) 
     )
 
 
-def draw_images(training: Path, generated: Path, seed: int) -> None:
-    """Every other digit of scikit-learn's set as training images, and samples of the generator, as PNG files."""
+def draw_images(training: Path, generated: Path, seed: int) -> int:
+    """Every other digit of scikit-learn's set as training images, and samples of the generator, as PNG files.
+
+    Returns how many training images there are.
+    """
     from sklearn.datasets import load_digits
     from sklearn.decomposition import PCA
 
@@ -112,6 +115,7 @@ def draw_images(training: Path, generated: Path, seed: int) -> None:
             (f"demo-{index:03d}.png", model.inverse_transform(code[None])[0], {"label": str(digit)})
         )
     _write(generated, samples)
+    return len(pixels)
 
 
 def _write(folder: Path, images: list[tuple[str, np.ndarray, dict[str, str]]]) -> None:
