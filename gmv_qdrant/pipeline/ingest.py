@@ -20,7 +20,7 @@ from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.engine_rerank import EngineRerank
-from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load
+from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load, usable
 from gmv_qdrant.pipeline.streams import Behind, chunked
 
 MAX_STORED_BYTES = 262_144
@@ -37,13 +37,7 @@ def ingest(
     with Behind() as behind:
         ingestion = _Ingestion(context, run, readmit, behind)
         for chunk in chunked(records, partial(weight, context)):
-            usable = []
-            for record in chunk:
-                if isinstance(record, Unusable):
-                    run.quarantine(record.uri, record.reason)
-                else:
-                    usable.append(record)
-            ingestion.take(usable)
+            ingestion.take(usable(run, chunk))
             context.progress.advance(len(chunk))
     with run.timed("optimize"):
         context.progress.phase("quantize", None)

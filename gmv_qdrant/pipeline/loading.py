@@ -14,7 +14,7 @@ from gmv_qdrant.encoders import RecallDistance
 from gmv_qdrant.encoders.base import Encoder
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.decode import decode
-from gmv_qdrant.images.records import Record, content_hash, point_id
+from gmv_qdrant.images.records import Record, Unusable, content_hash, point_id
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.streams import batched, mapped
@@ -43,6 +43,14 @@ class Embedded:
     recall: np.ndarray
     rerank: np.ndarray | None
     quality: float | None
+
+
+def usable(run: Run, chunk: Sequence[Record | Unusable]) -> list[Record]:
+    """The records of a chunk; what its source names but cannot give is quarantined."""
+    for item in chunk:
+        if isinstance(item, Unusable):
+            run.quarantine(item.uri, item.reason)
+    return [item for item in chunk if isinstance(item, Record)]
 
 
 def load(context: Context, run: Run, records: Sequence[Record]) -> Iterator[Loaded]:

@@ -21,7 +21,7 @@ from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features, weight
-from gmv_qdrant.pipeline.loading import Embedder, Loaded, load
+from gmv_qdrant.pipeline.loading import Embedder, Loaded, load, usable
 from gmv_qdrant.pipeline.matching import Known, Matcher, Matches, evidence_columns, require_training_images
 from gmv_qdrant.pipeline.streams import Behind, chunked
 
@@ -35,13 +35,7 @@ def value(context: Context, run: Run, records: Iterable[Record | Unusable], batc
     with Behind() as behind:
         valuation = Valuation(context, run)
         for chunk in chunked(records, partial(weight, context), smallest=32, largest=1024):
-            usable = []
-            for record in chunk:
-                if isinstance(record, Unusable):
-                    run.quarantine(record.uri, record.reason)
-                else:
-                    usable.append(record)
-            valuation.take(usable, batch, behind)
+            valuation.take(usable(run, chunk), batch, behind)
             context.progress.advance(len(chunk))
     check_conservation(context, run)
 
