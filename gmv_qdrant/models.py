@@ -68,6 +68,7 @@ def list_models() -> list[ModelInfo]:
         "clip:MODEL/PRETRAINED": "any model and weights of open_clip",
         "timm:MODEL": "any classifier of timm, features before the classifier",
         "torchvision:MODEL": "any classifier of torchvision, such as alexnet and densenet121 (Table 9)",
+        "torchvision:MODEL@features": "its last feature maps, averaged, such as alexnet@features",
         "pixels:32": "the pixels at 32x32; no weights",
     }
     distances = {"dreamsim": "DreamSim, ensemble of three networks (the default)"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_offline import add_tiny_clip, muted, sample_images, save_random, seed_hub
+from models_offline import add_tiny_clip, muted, sample_images, save_alexnet, save_random, seed_hub
 from PIL import Image
 
 from gmv_qdrant.encoders import (
@@ -241,6 +241,40 @@ def test_torchvision_gives_the_input_of_the_classifier(
     encoder = load_encoder(f"torchvision:{name}", weights=str(tmp_path / "weights.pth"), runtime=CPU)
     expected = torch.nn.functional.normalize(features).numpy()
     np.testing.assert_allclose(encode(encoder, images[:3]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1"])
+def test_torchvision_features_are_the_averaged_maps(
+    name: str, tmp_path: Path, images: list[Image.Image]
+) -> None:
+    """With a classifier of zeros, which LPIPS doesn't mind, AlexNet's penultimate features would be zero."""
+    from torchvision import models
+
+    if name == "alexnet":
+        save_alexnet(tmp_path / "weights.pth")
+    else:
+        save_random(models.get_model(name), tmp_path / "weights.pth")
+    model = models.get_model(name).eval()
+    model.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+    transform = models.get_model_weights(name).DEFAULT.transforms()
+    with torch.inference_mode():
+        maps = model.features(torch.stack([transform(image) for image in images[:3]]))
+    expected = torch.nn.functional.normalize(maps.mean(dim=(2, 3))).numpy()
+    encoder = load_encoder(
+        f"torchvision:{name}/IMAGENET1K_V1@features", weights=str(tmp_path / "weights.pth"), runtime=CPU
+    )
+    found = encode(encoder, images[:3])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_a_model_without_feature_maps_says_so(tmp_path: Path) -> None:
+    from torchvision import models
+
+    save_random(models.get_model("resnet18"), tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match="resnet18 has no part called features"):
+        load_encoder("torchvision:resnet18@features", weights=str(tmp_path / "weights.pth"), runtime=CPU)
 
 
 # --- open_clip ----------------------------------------------------------------------------------------------

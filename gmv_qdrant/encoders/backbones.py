@@ -1,4 +1,5 @@
-"""Image networks of timm and torchvision as recall encoders: penultimate features, unit length."""
+"""Image networks of timm and torchvision as recall encoders: penultimate features, or the last feature maps averaged,
+unit length."""
 
 from __future__ import annotations
 
@@ -110,12 +111,15 @@ class _MissingKeys(logging.Handler):
 
 # --- torchvision --------------------------------------------------------------------------------------------
 
+POOLED = "@features"
+"""End of a torchvision name: the last feature maps, averaged over all places, and no classifier."""
+
 
 def _torchvision_weights(argument: str) -> Any:
-    """The weights enum member of ``MODEL`` or ``MODEL/WEIGHTS``."""
+    """The weights enum member of ``MODEL`` or ``MODEL/WEIGHTS``, with or without ``@features``."""
     from torchvision import models
 
-    name, _, wanted = argument.partition("/")
+    name, _, wanted = argument.removesuffix(POOLED).partition("/")
     known = models.list_models(module=models)
     if name not in known:
         raise ModelError(f"torchvision has no classifier {name!r}{nearest(name, known)}")
@@ -138,7 +142,11 @@ def torchvision_files(argument: str, runtime: Runtime) -> list[WeightFile]:
 
 
 def load_torchvision(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
-    """``torchvision:MODEL[/WEIGHTS]``: the last layer's input (Table 9: AlexNet, DenseNet)."""
+    """``torchvision:MODEL[/WEIGHTS]``: the last layer's input (Table 9: AlexNet, DenseNet).
+
+    ``torchvision:MODEL[/WEIGHTS]@features``: the last feature maps, averaged over all places: 256 numbers of AlexNet,
+    in place of the 4,096 that its two hidden layers make of them.
+    """
     from torchvision import models
     from torchvision.transforms import functional
 
@@ -147,7 +155,8 @@ def load_torchvision(argument: str, weights: str | None, runtime: Runtime) -> En
     published = _torchvision_weights(argument)
     name = f"torchvision:{argument}"
     path = given_file(weights) or require(name, torchvision_files(argument, runtime), runtime)[0]
-    model = models.get_model(argument.partition("/")[0], weights=None, **_build_options(published))
+    architecture = argument.removesuffix(POOLED).partition("/")[0]
+    model = models.get_model(architecture, weights=None, **_build_options(published))
     state = {_modern_key(name): tensor for name, tensor in load_state(path).items()}
     try:
         model.load_state_dict(state)
@@ -155,7 +164,10 @@ def load_torchvision(argument: str, weights: str | None, runtime: Runtime) -> En
         raise ModelError(
             f"{path} does not fit torchvision:{argument}: {str(error).splitlines()[0]}"
         ) from error
-    _cut_head(model)
+    if argument.endswith(POOLED):
+        model = _pooled(model, architecture)
+    else:
+        _cut_head(model)
     preset = published.transforms()
 
     def crop(image: Any) -> Any:
@@ -198,6 +210,18 @@ def _cut_head(model: torch.nn.Module) -> None:
     ]
     parent, _, child = heads[-1].rpartition(".")
     setattr(model.get_submodule(parent), child, torch.nn.Identity())
+
+
+def _pooled(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    """The feature maps before pooling and classifier, averaged. Raises `ModelError` when the model has no such part."""
+    import torch
+
+    maps = getattr(model, "features", None)
+    if not isinstance(maps, torch.nn.Module):
+        raise ModelError(
+            f"torchvision's {name} has no part called features: torchvision:{name} gives its averaged maps already"
+        )
+    return torch.nn.Sequential(maps, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 
 
 def given_file(weights: str | None) -> Path | None:

@@ -29,7 +29,7 @@ from gmv_qdrant.pipeline import context
 
 ENCODERS = {
     "efficientnet": "timm:tf_efficientnet_lite0",
-    "alexnet": "torchvision:alexnet",
+    "alexnet": "torchvision:alexnet@features",
     "clip": "clip:ViT-B-32-quickgelu/openai",
     "pixels": "pixels:32",
 }
