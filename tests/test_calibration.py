@@ -87,6 +87,36 @@ def test_the_mass_of_nobody_is_found() -> None:
     assert credit > 0.45  # half of the probes have no parent at all
 
 
+@pytest.mark.parametrize("lapse", [True, False])
+def test_a_probe_without_any_candidate_belongs_to_nobody(lapse: bool) -> None:
+    """It has no distance to learn from, it isn't lost either, and no figure becomes NaN."""
+    d, w = drawn(0.1, probes=400)
+    wider, parents = np.vstack([d, np.full((100, 20), np.inf)]), np.vstack([w, np.zeros((100, 20))])
+    found = fit(wider, parents, no_contributor=True, lapse=lapse)
+    assert found.probes == 500
+    assert np.isfinite([found.temperature, found.no_contributor, found.log_likelihood]).all()
+    assert found.temperature == pytest.approx(fit(d, w, lapse=lapse).temperature, rel=0.1)
+    figures = parent_figures(
+        wider, parents, training=1000, temperature=0.1, no_contributor=found.no_contributor
+    )
+    assert np.isfinite(list(figures.as_dict().values())).all()
+    alone = parent_figures(d, w, training=1000, temperature=0.1, no_contributor=found.no_contributor)
+    assert figures.parent_share == pytest.approx(0.8 * alone.parent_share)
+    assert figures.effective_contributors == pytest.approx(alone.effective_contributors)
+
+
+def test_plain_maximum_likelihood_against_a_grid() -> None:
+    d, w = drawn(0.05)
+    d = np.hstack([d, np.full((len(d), 3), np.inf)])
+    w = np.hstack([w, np.zeros((len(w), 3))])
+    found = fit(d, w, lapse=False)
+    assert found.lapse == 0
+    assert found.log_likelihood == pytest.approx(likelihood(d[:, :20], w[:, :20], found.temperature, 0.0))
+    assert found.log_likelihood >= max(
+        likelihood(d[:, :20], w[:, :20], t, 0.0) for t in np.geomspace(0.02, 0.2, 41)
+    )
+
+
 def test_nothing_to_fit_is_a_sentence() -> None:
     d, w = drawn(0.1)
     with pytest.raises(SettingsError, match="nothing to fit"):

@@ -40,12 +40,14 @@ class Fit:
     at_bound: bool
 
 
-def fit(distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = False) -> Fit:
+def fit(
+    distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = False, lapse: bool = True
+) -> Fit:
     """The temperature that makes the true parents likeliest.
 
     distances: float64 ``(p, K)``, inf where a probe has fewer candidates. parents: float64 ``(p, K)``, the weight
     of each candidate as a parent; what is missing to 1 belongs to parents that weren't recalled: it counts as
-    "no contributor" when that is fitted, and not at all otherwise.
+    "no contributor" when that is fitted, and not at all otherwise. lapse: False is plain maximum likelihood.
     Raises `SettingsError` when no parent is among the candidates, or all distances are equal.
     """
     recalled = parents.sum(axis=1)
@@ -56,7 +58,7 @@ def fit(distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = Fa
             "or use an encoder that keeps more of the image"
         )
     d, w = distances[use], parents[use]
-    base = d.min(axis=1, keepdims=True)
+    base = _nearest(d)
     d = d - base  # exp(-d) is evaluated against the nearest, and the weights don't change
     finite = np.isfinite(d)
     spread = float(d[finite].std())
@@ -69,17 +71,21 @@ def fit(distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = Fa
     d = np.where(finite[:, : d.shape[1]], d, 0.0)
 
     def negative(parameters: np.ndarray) -> float:
-        beta, lapse = np.exp(parameters[0]) / spread, expit(parameters[1])
+        beta, rate = np.exp(parameters[0]) / spread, expit(parameters[1]) if lapse else 0.0
         all_d = np.column_stack([d, parameters[2] * spread - base]) if no_contributor else d
         scores = np.where(finite, -beta * all_d, -np.inf)
         scores -= logsumexp(scores, axis=1, keepdims=True)
-        explained = np.logaddexp(np.log1p(-lapse) + scores, np.log(lapse) - outcomes)
-        return -float((w * explained).sum() / len(w))
+        if lapse:
+            scores = np.logaddexp(np.log1p(-rate) + scores, np.log(rate) - outcomes)
+        return -float((w * np.where(finite, scores, 0.0)).sum() / len(w))
 
     bound, rarest = np.log(WIDEST), np.log(LEAST_LAPSE)
-    nobody = float(np.median(base[:, 0] + d.max(axis=1))) / spread
-    starts = [(beta, lapse, nobody) for beta in (0.0, 2.0, 5.0) for lapse in (-5.0, -1.0)]
-    bounds = [(-bound, bound), (rarest, -rarest), (None, None)]
+    some = finite[:, : d.shape[1]].any(axis=1)
+    nobody = float(np.median((base[:, 0] + d.max(axis=1))[some])) / spread
+    starts = [
+        (beta, rate, nobody) for beta in (0.0, 2.0, 5.0) for rate in ((-5.0, -1.0) if lapse else (0.0,))
+    ]
+    bounds = [(-bound, bound), (rarest, -rarest) if lapse else (0.0, 0.0), (None, None)]
     size = 3 if no_contributor else 2
     found = min(
         (minimize(negative, np.array(one[:size]), bounds=bounds[:size], method="L-BFGS-B") for one in starts),
@@ -88,7 +94,7 @@ def fit(distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = Fa
     return Fit(
         temperature=float(spread / np.exp(found.x[0])),
         no_contributor=float(found.x[2] * spread) if no_contributor else None,
-        lapse=float(expit(found.x[1])),
+        lapse=float(expit(found.x[1])) if lapse else 0.0,
         log_likelihood=-float(found.fun),
         probes=int(use.sum()),
         at_bound=bool(abs(found.x[0]) > bound - 1e-3),
@@ -163,19 +169,29 @@ def parent_figures(
             (float(credit.sum()), float((credit**2).sum())),
             int(np.isfinite(d).sum()),
         ),
-        effective_contributors=float(np.exp(entropy).mean()),
+        effective_contributors=float(np.exp(entropy)[np.isfinite(d[:, 0])].mean()),
     )
 
 
 def credit_of(
     distances: np.ndarray, temperature: float, no_contributor: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. 6 for rows of ascending distances, both ``(p, k)``: the credit, and the credit normalised to sum 1."""
-    best = distances[:, :1]
+    """Eq. 6 for rows of distances, both ``(p, k)``: the credit, and the credit normalised to sum 1.
+
+    An image without candidates (a row of inf) gives no credit.
+    """
+    best = _nearest(distances)
     weight = np.exp(-(distances - best) / temperature)
     images = weight.sum(axis=1, keepdims=True)
     nobody = 0.0 if no_contributor is None else np.exp((best - no_contributor) / temperature)
-    return weight / (images + nobody), weight / images
+    per_image = np.where(images > 0, images, 1.0)
+    return weight / (per_image + nobody), weight / per_image
+
+
+def _nearest(distances: np.ndarray) -> np.ndarray:
+    """float64 ``(p, 1)``: the smallest distance of each row, 0 where all are inf."""
+    best: np.ndarray = distances.min(axis=1, keepdims=True)
+    return np.where(np.isfinite(best), best, 0.0)
 
 
 def _standard_error(values: np.ndarray) -> float:
