@@ -286,6 +286,8 @@ def test_small_dreamsim_agrees_with_the_package(
     encoder = load_distance(f"dreamsim:{kind}", runtime=runtime)
     assert torch.hub.get_dir() == before
     assert encoder.metric == "cosine"
+    again = load_distance(f"dreamsim:{kind}", runtime=runtime)  # the package draws DINO's unused head anew
+    assert again.identity == encoder.identity
     expected = package_dreamsim(kind, tmp_path / "dreamsim", images)
     assert expected.max() > 1e-3
     np.testing.assert_allclose(all_pairs(encoder, images), expected, atol=1e-4)

@@ -89,7 +89,7 @@ def load(argument: str, runtime: Runtime) -> Encoder:
     device = resolve_device(runtime.device)
     for extractor in tuned.base_model.model.extractor_list:
         extractor.device = device
-        _register_projection(extractor)
+        _settle_projection(extractor)
     digest = state_hash(tuned.state_dict())  # before merging, whose rounding may differ between machines
     model = tuned.merge_and_unload()
     return NetworkEncoder(
@@ -135,12 +135,15 @@ def _package_model(kind: str, name: str, where: Path) -> Any:
     return model
 
 
-def _register_projection(extractor: Any) -> None:
-    """CLIP's projection is a bare tensor, which would neither be hashed nor follow the model."""
+def _settle_projection(extractor: Any) -> None:
+    """CLIP's projection is a bare tensor, which would neither be hashed nor follow the model. DINO's is never used, and
+    the package leaves a part of it random: each load would have another hash."""
     import torch
 
     projection = getattr(extractor, "proj", None)
-    if isinstance(projection, torch.Tensor):
+    if isinstance(projection, torch.nn.Module):
+        extractor.proj = None
+    elif isinstance(projection, torch.Tensor):
         del extractor.proj
         extractor.proj = torch.nn.Parameter(projection.detach(), requires_grad=False)
 
