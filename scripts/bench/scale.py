@@ -1,12 +1,14 @@
 """What n costs: clustered 512-d vectors through the store, the feature files and the ledger, without networks.
 
-    python scripts/bench/scale.py --work FOLDER [--sizes 10000 100000 1000000] [--small]
+    python scripts/bench/scale.py --work FOLDER [--sizes 10000 100000 1000000] [--sides pq faiss ...] [--small]
 
-``engine`` re-ranks inside Qdrant, by a second vector, beside ``pq``, which re-ranks from the feature files.
+Sides: a kind of code (``pq``, ``turbo``, ``scalar``, ``none``; then ``-scan``: never with a graph, ``-graph``: always);
+``engine`` (``pq`` that re-ranks inside Qdrant, by a second vector, and not from the feature files); ``faiss`` (IVF-PQ
+with refinement, at the same K and recall). All are measured against a batched exact matmul over float32.
 For each n: seconds to fill and to quantize, disk, milliseconds of recall and re-ranking per generated image, peak
-memory; against a batched exact matmul over float32 and, where faiss is installed, IVF-PQ with refinement, at the same K
-and recall. Each side runs in a process of its own, one after the other. ``--encoder`` also measures a network's forward
-pass, for the growth with n of a whole valuation. ``--small`` takes a minute, and exits 1 when a ratio is far off.
+memory. Each side runs in a process of its own, one after the other, and is written to ``--out`` when it is done.
+``--encoder`` also measures a network's forward pass, for the growth with n of a whole valuation. ``--small`` takes a
+minute, and exits 1 when a ratio is far off.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import disk_mb, machine, note, peak_memory, show
+from common import Clock, disk_mb, machine, note, peak_memory, seconds, show
 
 DIM, RERANK_DIM = 512, 1792
 BLOCK = 20_000
@@ -49,13 +51,16 @@ def queries_near(data: np.ndarray, m: int) -> np.ndarray:
     return np.asarray(near / np.linalg.norm(near, axis=1, keepdims=True), dtype=np.float32)
 
 
-def best_of(call: Callable[[], Any], repeat: int = 3) -> float:
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
+def best_of(call: Callable[[], Any], repeat: int = 3) -> Clock:
+    """The least wall and processor seconds."""
+    times = [seconds(call) for _ in range(repeat)]
+    return {clock: min(one[clock] for one in times) for clock in ("wall", "cpu")}
+
+
+def per_query(call: Callable[[], Any], queries: np.ndarray) -> Clock:
+    """Milliseconds for each of ``queries``, by the clock and of the processor."""
+    clock = best_of(call)
+    return {"ms": 1000 * clock["wall"] / len(queries), "cpu_ms": 1000 * clock["cpu"] / len(queries)}
 
 
 def ours(task: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +73,10 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     from gmv_qdrant.pipeline.engine_rerank import EngineRerank
     from gmv_qdrant.pipeline.ingest import insert_features
     from gmv_qdrant.pipeline.valuation import Valuation
+    from gmv_qdrant.store import edge, segments
 
-    task.setdefault("rerank", "local")
+    if task["graph"] is not None:
+        edge.HNSW_POINTS = segments.HNSW_POINTS = 1 if task["graph"] else sys.maxsize
     root = Path(task["root"])
     shutil.rmtree(root, ignore_errors=True)
     data = np.load(task["data"], mmap_mode="r")
@@ -138,8 +145,9 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
             params = valuation.matcher.params(queries)
             figures[f"ms@{k}"] = {
                 **{name: min(one[name] for one in found) for name in ("recall", "re-rank")},
-                "search": 1000 * best_of(lambda: context.store.search(queries, k, params)) / len(queries),  # noqa: B023
+                "search": per_query(lambda: context.store.search(queries, k, params), queries),  # noqa: B023
                 "oversampling": params.oversampling,
+                "exact": params.exact,
             }
     figures["value_peak_mb"] = memory
     shutil.rmtree(root)
@@ -147,21 +155,24 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def matmul(task: dict[str, Any]) -> dict[str, Any]:
-    """All queries against all vectors in one product, and the K best of each row."""
-    queries, k = np.load(task["queries"]), task["candidates"][0]
+    """All queries against all vectors in one product, and the K best of each row; leaves them, nearest first."""
+    queries, figures = np.load(task["queries"]), {}
     with peak_memory() as memory:
         data = np.load(task["data"])
 
-        def search() -> np.ndarray:
+        def search(k: int) -> np.ndarray:
             parts = []
             for start in range(0, len(queries), 20):
                 scores = queries[start : start + 20] @ data.T
                 best = np.argpartition(scores, -k, axis=1)[:, -k:]
-                parts.append(best)
+                order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
+                parts.append(np.take_along_axis(best, order, axis=1))
             return np.concatenate(parts)
 
-        np.save(task["truth"], search())
-        return {"search_ms": 1000 * best_of(search) / len(queries), "peak_mb": memory}
+        np.save(task["truth"], search(max(task["candidates"])))
+        for k in task["candidates"]:
+            figures[f"search@{k}"] = per_query(lambda: search(k), queries)  # noqa: B023
+    return {**figures, "peak_mb": memory}
 
 
 def faiss_ivfpq(task: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def faiss_ivfpq(task: dict[str, Any]) -> dict[str, Any]:
 
     faiss.omp_set_num_threads(1)
     data, queries, truth = (np.load(task[name]) for name in ("data", "queries", "truth"))
-    k, figures = task["candidates"][0], {}
+    figures: dict[str, Any] = {}
     with peak_memory() as memory:
         started = time.perf_counter()
         cells = int(np.sqrt(len(data)))
@@ -180,15 +191,22 @@ def faiss_ivfpq(task: dict[str, Any]) -> dict[str, Any]:
         index.train(data[: max(20_000, 50 * cells)])
         index.add(data)
         figures["build_s"] = time.perf_counter() - started
-        for factor, probes in ((4, 8), (4, 16), (4, 32), (8, 32), (8, 64), (8, 128), (16, 256), (16, cells)):
-            index.k_factor, codes.nprobe = factor, min(probes, cells)
-            found = index.search(queries, k)[1]
-            recall = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]))
-            if recall >= TARGET:
-                break
-        figures |= {"recall": recall, "nprobe": codes.nprobe, "k_factor": index.k_factor}
-        figures["search_ms"] = 1000 * best_of(lambda: index.search(queries, k)) / len(queries)
+        for k in task["candidates"]:
+            figures[f"search@{k}"] = _probing_enough(index, codes, cells, queries, truth[:, :k])
     return {**figures, "peak_mb": memory, "code_mb": round(len(data) * DIM / 4 / 2**20)}
+
+
+def _probing_enough(index: Any, codes: Any, cells: int, queries: np.ndarray, truth: np.ndarray) -> Clock:
+    """The first of ever wider searches that finds TARGET of ``truth``."""
+    k = truth.shape[1]
+    for factor, probes in ((4, 8), (4, 16), (4, 32), (8, 32), (8, 64), (8, 128), (16, 256), (16, cells)):
+        index.k_factor, codes.nprobe = factor, min(probes, cells)
+        found = index.search(queries, k)[1]
+        recall = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]))
+        if recall >= TARGET:
+            break
+    wide = {"recall": recall, "nprobe": codes.nprobe, "k_factor": index.k_factor}
+    return {**wide, **per_query(lambda: index.search(queries, k), queries)}
 
 
 SIDES = {"ours": ours, "matmul": matmul, "faiss": faiss_ivfpq}
@@ -196,7 +214,7 @@ SIDES = {"ours": ours, "matmul": matmul, "faiss": faiss_ivfpq}
 
 def alone(side: str, task: dict[str, Any]) -> dict[str, Any]:
     """One side in a process of its own."""
-    note(side, {name: task[name] for name in ("n", "quantization")})
+    note(side, {name: task[name] for name in ("n", "quantization", "graph", "rerank")})
     done = subprocess.run(
         [sys.executable, __file__, "--side", side, "--task", json.dumps(task)],
         stdout=subprocess.PIPE, text=True, check=False,
@@ -218,7 +236,7 @@ def forward_ms(encoder: str, weights: str | None) -> float:
     network = load_encoder(encoder, weights=weights)
     batch = torch.stack([network.prepare(Image.new("RGB", (224, 224), (9 * i, 7, 5))) for i in range(16)])
     return min(
-        1000 * best_of(lambda: [network.encode(part) for part in batch.split(size)]) / len(batch)  # noqa: B023
+        per_query(lambda: [network.encode(part) for part in batch.split(size)], batch)["ms"]  # noqa: B023
         for size in (1, 2, 16)
     )
 
@@ -229,9 +247,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument(
-        "--compare", type=int, default=100_000, help="the n at which all quantizations are shown"
-    )
+    parser.add_argument("--sides", nargs="+", default=["pq", "turbo", "scalar", "none", "engine", "faiss"])
     parser.add_argument("-m", type=int, default=100)
     parser.add_argument("--candidates", type=int, nargs="+", default=[200, 100, 400, 700])
     parser.add_argument("--encoder", help="measure this network's forward pass, too")
@@ -245,7 +261,8 @@ def main() -> None:
         print(json.dumps(SIDES[options.side](options.task), default=float))
         return
     if options.small:
-        options.sizes, options.compare, options.m = [2_000, 10_000], 10_000, 40
+        options.sizes, options.m = [2_000, 10_000], 40
+        options.sides, options.candidates = ["pq", "turbo"], [200]
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {
@@ -263,30 +280,34 @@ def main() -> None:
         np.save(paths["queries"], queries_near(data, options.m))
         np.save(paths["data"], data)
         del data
-        first = options.candidates[:1]
-        task = {**paths, "n": n, "root": str(work / f"workspace-{n}"), "quantization": "pq"}
-        rows: dict[str, Any] = {"matmul": alone("matmul", {**task, "candidates": first})}
-        kinds = ("pq", "turbo", "scalar", "none") if n == options.compare else ("pq",)
-        for kind in kinds:
-            many = options.candidates if n == options.compare and kind == "pq" else first
-            rows[kind] = alone("ours", {**task, "quantization": kind, "candidates": many})
-        if n == options.sizes[0]:
-            rows["engine"] = alone("ours", {**task, "rerank": "engine", "candidates": first})
-        rows["faiss"] = alone("faiss", {**task, "candidates": first})
-        figures["n"][n] = rows
+        task = {**paths, "n": n, "root": str(work / f"workspace-{n}"), "candidates": options.candidates}
+        rows = figures["n"][n] = {}
+        for side in ("matmul", *options.sides):
+            rows[side] = measure(side, task)
+            figures["growth"] = growth(figures, options.candidates[0])
+            if options.out:
+                options.out.write_text(json.dumps(figures, indent=2, default=float))
         for path in paths.values():
             Path(path).unlink(missing_ok=True)
-        if options.out:
-            options.out.write_text(json.dumps(figures, indent=2, default=float))
-    figures["growth"] = growth(figures, options.candidates[0])
     show(figures, options.out)
     if options.small and not sane(figures, options.candidates[0]):
         sys.exit(1)
 
 
+def measure(side: str, task: dict[str, Any]) -> dict[str, Any]:
+    """One side by its name, see above."""
+    kind, _, graph = side.partition("-")
+    ours_of = {
+        "quantization": "pq" if kind == "engine" else kind,
+        "graph": graph == "graph" if graph else None,
+        "rerank": "engine" if kind == "engine" else "local",
+    }
+    return alone(side if side in SIDES else "ours", {**task, **ours_of})
+
+
 def growth(figures: dict[str, Any], k: int) -> dict[str, float]:
     """Time per generated image at the largest n over that at the smallest."""
-    rows = [one["pq"][f"ms@{k}"] for one in figures["n"].values() if f"ms@{k}" in one["pq"]]
+    rows = [one["pq"][f"ms@{k}"] for one in figures["n"].values() if f"ms@{k}" in one.get("pq", {})]
     search = [row["recall"] + row["re-rank"] for row in rows]
     if len(search) < 2:
         return {}

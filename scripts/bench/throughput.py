@@ -1,6 +1,10 @@
 """`ingest` and `value`, end to end, against the bare forward passes of the same networks at their best batch size.
 
     python scripts/bench/throughput.py --training FOLDER_OR_NPZ --generated FOLDER_OR_NPZ [--encoder E --weights FILE]
+    python scripts/bench/throughput.py --training ... --generated ... -n 48 -m 48 --random-weights FOLDER
+
+``--random-weights`` writes the paper's three networks (CLIP, DreamSim, MANIQA) in full size with random weights into
+FOLDER, and runs on them: an option of this benchmark only, where real weights can't be had; values mean nothing.
 
 The bare side has its images decoded, resized and stacked beforehand, and only counts the networks. Both sides in one
 process, taking turns ``--repeat`` times; the best of each counts. Prints one JSON document: milliseconds an image by
@@ -29,7 +33,9 @@ class Bare:
     """The networks alone, on tensors that are ready."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        runtime = Runtime(device=options.device, precision=options.precision)
+        runtime = Runtime(
+            device=options.device, precision=options.precision, cache_dir=options.random_weights
+        )
         self.batches: list[int] = options.batches
         self.networks: dict[str, Encoder] = {
             "recall": load_encoder(options.encoder, weights=options.weights, runtime=runtime)
@@ -88,6 +94,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
+    parser.add_argument("--random-weights", type=Path, metavar="FOLDER", help="for speed only, see above")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -98,6 +105,11 @@ def main() -> None:
             name: getattr(options, name) for name in ("encoder", "distance", "quality", "precision", "rerank")
         },
     }
+    if options.random_weights:
+        from random_weights import seed
+
+        figures["weights"] = "random"
+        seed(options.random_weights)
     training, generated = read_images(options.training, options.n), read_images(options.generated, options.m)
     figures |= {"training": len(training), "generated": len(generated)}
     work = Path(tempfile.mkdtemp(prefix="gmv-throughput-"))
@@ -116,7 +128,9 @@ def main() -> None:
             root, encoder=options.encoder, encoder_weights=options.weights, distance=options.distance,
             quality=options.quality, quantization=options.quantization, rerank=options.rerank,
         )  # fmt: skip
-        workspace = Workspace(root, device=options.device, precision=options.precision)
+        workspace = Workspace(
+            root, device=options.device, precision=options.precision, cache_dir=options.random_weights
+        )
         for verb, images in (("ingest", None), ("value", generated)):
             gc.collect()
             alone, (whole, phases) = (
