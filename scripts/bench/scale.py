@@ -19,12 +19,16 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import Clock, disk_mb, machine, note, peak_memory, seconds, show
+
+if TYPE_CHECKING:
+    from gmv_qdrant.store.base import VectorStore
 
 DIM, RERANK_DIM = 512, 1792
 BLOCK = 20_000
@@ -65,8 +69,6 @@ def per_query(call: Callable[[], Any], queries: np.ndarray) -> Clock:
 
 def ours(task: dict[str, Any]) -> dict[str, Any]:
     """A workspace filled with vectors, and its own matching code."""
-    import uuid
-
     from gmv_qdrant import Workspace
     from gmv_qdrant.ledger.ledger import insert
     from gmv_qdrant.ledger.runs import Run
@@ -101,7 +103,7 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
         for start in range(0, n, BLOCK):
             rows = np.array(data[start : start + BLOCK])
             keys = list(range(start + 1, start + len(rows) + 1))
-            points = [uuid.uuid5(uuid.NAMESPACE_OID, str(key)) for key in keys]
+            points = [point(key) for key in keys]
             context.store.upsert(points, rows, [{"uri": f"image-{key}"} for key in keys])
             engine = EngineRerank(context) if context.reranks_in_engine else None
             if engine:
@@ -149,9 +151,32 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
                 "oversampling": params.oversampling,
                 "exact": params.exact,
             }
-    figures["value_peak_mb"] = memory
+        figures["value_peak_mb"] = dict(memory)
+        figures["sweep"] = sweep(context.store, queries, np.load(task["truth"])[:, : task["candidates"][0]])
     shutil.rmtree(root)
     return figures
+
+
+def sweep(store: VectorStore, queries: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
+    """Recall and time of ever wider searches; ``truth`` int64 ``(q, k)`` are places in the data."""
+    from gmv_qdrant.store.base import SearchParams
+
+    k = truth.shape[1]
+    near = [{point(place + 1) for place in row} for row in truth.tolist()]
+    found = []
+    for oversampling in (1.0, 2.0, 4.0, 8.0, 16.0):
+        params = SearchParams(oversampling=oversampling, hnsw_ef=max(256, round(k * oversampling)))
+        hits = store.search(queries, k, params)
+        recall = float(
+            np.mean([len(true.intersection(hit.ids)) / k for true, hit in zip(near, hits, strict=True)])
+        )
+        clock = per_query(lambda: store.search(queries, k, params), queries)  # noqa: B023
+        found.append({"oversampling": oversampling, "recall": recall, **clock})
+    return found
+
+
+def point(key: int) -> uuid.UUID:
+    return uuid.uuid5(uuid.NAMESPACE_OID, str(key))
 
 
 def matmul(task: dict[str, Any]) -> dict[str, Any]:
@@ -196,17 +221,21 @@ def faiss_ivfpq(task: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "peak_mb": memory, "code_mb": round(len(data) * DIM / 4 / 2**20)}
 
 
-def _probing_enough(index: Any, codes: Any, cells: int, queries: np.ndarray, truth: np.ndarray) -> Clock:
-    """The first of ever wider searches that finds TARGET of ``truth``."""
+def _probing_enough(
+    index: Any, codes: Any, cells: int, queries: np.ndarray, truth: np.ndarray
+) -> dict[str, Any]:
+    """The first of ever wider searches that finds TARGET of ``truth``; the ones before are its ``sweep``."""
     k = truth.shape[1]
+    tried = []
     for factor, probes in ((4, 8), (4, 16), (4, 32), (8, 32), (8, 64), (8, 128), (16, 256), (16, cells)):
         index.k_factor, codes.nprobe = factor, min(probes, cells)
         found = index.search(queries, k)[1]
         recall = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]))
+        wide = {"recall": recall, "nprobe": codes.nprobe, "k_factor": index.k_factor}
+        tried.append({**wide, **per_query(lambda: index.search(queries, k), queries)})
         if recall >= TARGET:
             break
-    wide = {"recall": recall, "nprobe": codes.nprobe, "k_factor": index.k_factor}
-    return {**wide, **per_query(lambda: index.search(queries, k), queries)}
+    return {**tried[-1], "sweep": tried}
 
 
 SIDES = {"ours": ours, "matmul": matmul, "faiss": faiss_ivfpq}
