@@ -7,6 +7,7 @@ with ``images`` as uint8 ``(n, h, w[, 3])``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -17,7 +18,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,17 @@ def remember_recall_vectors(work: Path) -> None:
     """Recall encoders of this process keep their vectors in a file of the work folder."""
     work.mkdir(parents=True, exist_ok=True)
     load = context.load_encoder
-    context.load_encoder = lambda *args, **kwargs: Remembered(
+    context.load_encoder = lambda *args, **kwargs: Remembered(  # type: ignore[assignment]
         load(*args, **kwargs), work / "recall-vectors.sqlite"
-    )  # type: ignore[assignment]
+    )
+
+
+@contextlib.contextmanager
+def remembering(work: Path) -> Iterator[None]:
+    """`remember_recall_vectors`, but only inside: for ingests whose timings don't count."""
+    load = context.load_encoder
+    remember_recall_vectors(work)
+    try:
+        yield
+    finally:
+        context.load_encoder = load
