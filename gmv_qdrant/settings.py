@@ -7,6 +7,7 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -33,8 +34,9 @@ EVIDENCE = (
     "collection",
     "vector_name",
     "tenant",
+    "features",
 )
-"""Settings that decide what the evidence is; they are written at ``init`` and stay."""
+"""Settings that decide what the evidence is, and where it is; they are written at ``init`` and stay."""
 
 
 class Settings(BaseSettings):
@@ -60,6 +62,7 @@ class Settings(BaseSettings):
     collection: str = Field("training", pattern=r"^[^/\\\x00<>:\"|?*]{1,255}$")
     vector_name: str = "recall"
     tenant: dict[str, str | int | bool] = Field(default_factory=dict)
+    features: str | None = None
 
     qdrant_api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices("qdrant_api_key", "QDRANT_API_KEY"), exclude=True
@@ -74,6 +77,8 @@ class Settings(BaseSettings):
     target_recall: float = Field(0.99, gt=0, le=1)
     cache_dir: Path | None = None
     offline: bool = False
+    engine: Literal["local", "ray"] = "local"
+    ray_workers: int | None = Field(None, ge=1)
 
     @field_validator("qdrant_url")
     @classmethod
@@ -85,6 +90,16 @@ class Settings(BaseSettings):
                 "workspace: give its bare address, and the API key as QDRANT_API_KEY"
             )
         return url
+
+    @field_validator("features")
+    @classmethod
+    def _without_password(cls, place: str | None) -> str | None:
+        if place and urlsplit(place).password is not None:
+            raise SettingsError(
+                "the URL of the feature files carries a password, and it would be kept in the workspace: give the "
+                "credentials as that file system's own environment variables"
+            )
+        return place or None
 
     @classmethod
     def settings_customise_sources(
@@ -136,6 +151,12 @@ class Settings(BaseSettings):
         partial = workspace / (FILE + ".partial")
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.replace(partial, workspace / FILE)
+
+    def features_place(self, workspace: Path) -> Path | str:
+        """Where feature files are: a local folder, or a URL."""
+        if self.features is None:
+            return workspace / "features"
+        return self.features if "://" in self.features else Path(self.features)
 
     @property
     def api_key(self) -> SecretStr | None:

@@ -153,7 +153,7 @@ def _write(
     name = f"imported:{about['method']}"
     mine = settings.model_copy(
         update={"encoder": name, "distance": name, "encoder_weights": None, "qdrant_url": None, "quantization": "none",
-                "views": "none", "rerank": "local", "candidates": int(about["most"])}
+                "views": "none", "rerank": "local", "candidates": int(about["most"]), "features": None}
     )  # fmt: skip
     copied = {table: ledger.query(f"FROM {table}") for table in _COPIED}
     valued = pa.table({"key": np.unique(kept["generated_key"].to_numpy())})

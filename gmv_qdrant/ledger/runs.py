@@ -64,6 +64,30 @@ class Run:
             self._quarantined[uri] = reason
             self.counts["quarantined"] += 1
 
+    def drain(self) -> dict[str, Any]:
+        """All that was told so far, as `absorb` takes it from another process; then nothing was told."""
+        with self._lock:
+            told = {
+                "counts": dict(self.counts),
+                "timings": dict(self.timings),
+                "figures": dict(self.figures),
+                "quarantined": self._quarantined,
+                "healed": self._healed,
+            }
+            self.counts, self.timings, self.figures = Counter(), defaultdict(float), {}
+            self._quarantined, self._healed = {}, []
+        return told
+
+    def absorb(self, told: dict[str, Any]) -> None:
+        """What another process has `drain`ed: counts and seconds add up."""
+        with self._lock:
+            self.counts.update(told["counts"])
+            for phase, seconds in told["timings"].items():
+                self.timings[phase] += seconds
+            self.figures.update(told["figures"])
+            self._quarantined.update(told["quarantined"])
+            self._healed += told["healed"]
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_enc
 from gmv_qdrant.encoders.base import Encoder, Metric, Storage
 from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.ledger import Connection, Ledger, insert
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.quality import load_quality
@@ -61,6 +62,8 @@ class Context:
     progress: Progress
     remake_store: bool = False
     """Make a server's collection anew when it was lost: for `check --repair`, which fills it again."""
+    one_of_many: bool = False
+    """Other processes work for this run at the same time."""
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -207,59 +210,75 @@ class Context:
         if name not in self._spaces:
             recall = name.partition("@")[0].endswith("/recall")
             shape = self.recall_shape if recall else self.rerank_shape
-            self._spaces[name] = FeatureSpace(self.root / "features" / name, shape.dim, shape.storage)
+            place = self.settings.features_place(self.root)
+            self._spaces[name] = FeatureSpace(
+                place / name if isinstance(place, Path) else f"{place.rstrip('/')}/{name}",
+                shape.dim,
+                shape.storage,
+                shared=self.one_of_many,
+            )
         return self._spaces[name]
 
     @cached_property
     def _spaces(self) -> dict[str, FeatureSpace]:
         return {}
 
-    def fingerprint(self) -> dict[str, object]:
-        """What the evidence depends on, weights included."""
-        quality = self.quality
-        return {
+    def fingerprint(self, *, quality: bool = True) -> dict[str, object]:
+        """What the evidence depends on, weights included; without ``quality``, that network isn't loaded for it."""
+        facts = {
             "encoder": dataclasses.asdict(self.encoder.identity),
             "distance": dataclasses.asdict(self.distance.identity),
-            "quality": quality.identity if quality else "none",
             "candidates": self.settings.candidates,
             "views": self.settings.views,
             "collection": self.settings.collection,
         }
+        if quality:
+            facts["quality"] = self.quality.identity if self.quality else "none"
+        plain: dict[str, object] = json.loads(json.dumps(facts))
+        return plain
 
     def claim(self) -> None:
         """Load the networks and hold the ledger to them: the first run writes the fingerprint, later ones must match.
 
         Raises `FingerprintMismatch`, and `ModelError` when weights are missing: before any work is done.
         """
-        mine = json.loads(json.dumps(self.fingerprint()))
-        meta = self.ledger.meta()
-        kept = meta.get("fingerprint")
-        probe = self._probe_vector()
-        if kept is None:
-            facts = {
-                "fingerprint": mine,
-                "recall_shape": dataclasses.asdict(self.recall_shape),
-                "rerank_shape": dataclasses.asdict(self.rerank_shape),
-                "probe": [round(float(x), 6) for x in probe],
-            }
-            with self.ledger.write() as con:
-                self.ledger.set_meta(con, **facts)
+        if "fingerprint" in self.ledger.meta():
+            self.prove()
             return
-        theirs = json.loads(kept)
-        for name, value in mine.items():
+        facts = {
+            "fingerprint": self.fingerprint(),
+            "recall_shape": dataclasses.asdict(self.recall_shape),
+            "rerank_shape": dataclasses.asdict(self.rerank_shape),
+            "probe": [round(float(x), 6) for x in self._probe_vector()],
+        }
+        with self.ledger.write() as con:
+            self.ledger.set_meta(con, **facts)
+
+    def prove(self, *, quality: bool = True) -> None:
+        """Load the networks and compare them with those that the ledger was made with.
+
+        Raises `FingerprintMismatch`, and `ModelError` when weights are missing.
+        """
+        meta = self.ledger.meta()
+        theirs = json.loads(meta["fingerprint"])
+        for name, value in self.fingerprint(quality=quality).items():
             if theirs.get(name) != value:
                 raise FingerprintMismatch(
                     f"this ledger's evidence was made with {name} {theirs.get(name)}, not {value}: "
                     "evidence of two kinds can't be added up; start another workspace with 'gmv-qdrant init'"
                 )
-
-        likeness = float(np.dot(probe, np.array(json.loads(meta["probe"]))))
+        likeness = float(np.dot(self._probe_vector(), np.array(json.loads(meta["probe"]))))
         if likeness < SAME_ENCODER:
             raise FingerprintMismatch(
                 f"the encoder {self.settings.encoder} no longer gives the vectors that this ledger was made "
                 f"with (cosine {likeness:.4f} on a probe image): a library has changed what it computes, so go back to "
                 "the versions in 'gmv-qdrant sql \"SELECT versions FROM runs\"', or start another workspace"
             )
+
+    def keep_features(self, space: str, keys: Sequence[int], locations: np.ndarray) -> None:
+        """Name rows of a feature file: int64 ``(n, 2)`` locations of the images with these keys."""
+        with self.ledger.write() as con:
+            insert_features(con, space, keys, locations)
 
     def _probe_vector(self) -> np.ndarray:
         """float32 ``(dim,)``: what the recall encoder makes of a fixed image, so that a change shows."""
@@ -275,3 +294,12 @@ class Context:
             self.pool.shutdown(wait=True, cancel_futures=True)
         if "store" in self.__dict__:
             self.store.close()
+
+
+def insert_features(con: Connection, space: str, keys: Sequence[int], locations: np.ndarray) -> None:
+    """Name rows of a feature file: int64 ``(n, 2)`` locations of the images with these keys."""
+    insert(
+        con,
+        "features",
+        {"space": [space] * len(keys), "key": list(keys), "shard": locations[:, 0], "row": locations[:, 1]},
+    )

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
+from gmv_qdrant.pipeline.context import insert_features as insert_features
 from gmv_qdrant.pipeline.engine_rerank import EngineRerank
 from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load, usable
 from gmv_qdrant.pipeline.streams import Behind, chunked
@@ -34,11 +37,21 @@ def ingest(
 
     readmit: take in images again that were withdrawn.
     """
+    intake, book = Intake(context, run, readmit=readmit), Book(context, run)
     with Behind() as behind:
-        ingestion = _Ingestion(context, run, readmit, behind)
         for chunk in chunked(records, partial(weight, context)):
-            ingestion.take(usable(run, chunk))
+            if work := intake.work(usable(run, chunk)):
+                behind.hand_over(partial(_finish, intake, book, work))
             context.progress.advance(len(chunk))
+    quantize(context, run)
+
+
+def _finish(intake: Intake, book: Book, work: Work) -> None:
+    book.write(intake.keep(work))
+
+
+def quantize(context: Context, run: Run) -> None:
+    """What the new points need to be searched by their codes, where they are enough to warrant it."""
     with run.timed("optimize"):
         context.progress.phase("quantize", None)
         context.store.optimize()
@@ -62,37 +75,78 @@ def weight(context: Context, record: Record | Unusable) -> int:
     return file + 4 * len(context.views) * (context.recall_shape.dim + rerank)
 
 
-class _Ingestion:
-    def __init__(self, context: Context, run: Run, readmit: bool, behind: Behind) -> None:
+@dataclass(slots=True)
+class Work:
+    """A chunk that went through the networks: new images, and the content hash and record of every source."""
+
+    embedded: list[Embedded]
+    sources: list[tuple[str, Record]]
+
+
+@dataclass(slots=True)
+class Taken:
+    """A chunk whose vectors and points are safe: the rows that the ledger is to have of it."""
+
+    images: pa.Table
+    """`IMAGES`: what may be new."""
+    sources: pa.Table
+    """`SOURCES`: of these images, and of images that the ledger has."""
+
+
+IMAGES = pa.schema(
+    [
+        ("content_hash", pa.string()),
+        ("point_id", pa.string()),
+        ("label", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("attributes", pa.string()),
+        ("shard", pa.int64()),  # of the re-rank vector; null where none is kept in a feature file
+        ("row", pa.int64()),
+    ]
+)
+SOURCES = pa.schema(
+    [
+        ("content_hash", pa.string()),
+        ("uri", pa.string()),
+        ("owner", pa.string()),
+        ("label", pa.string()),
+        ("licence", pa.string()),
+        ("attributes", pa.string()),
+        ("file_size", pa.int64()),
+        ("file_time", pa.int64()),
+    ]
+)
+
+
+class Intake:
+    """From records to safe vectors and points. It only reads the ledger, and doing a chunk twice does no harm."""
+
+    def __init__(self, context: Context, run: Run, *, readmit: bool) -> None:
         self.context = context
         self.run = run
         self.readmit = readmit
-        self.behind = behind
-        self.in_flight: dict[str, int] = {}
-        """Content hash -> training key, of the chunk that is being written."""
+        self.in_flight: set[str] = set()
+        """Content hashes of the chunk before, which the ledger may not have yet."""
         self.embedder = Embedder(context, rerank=stores_rerank(context) or context.reranks_in_engine)
         self.engine = EngineRerank(context) if context.reranks_in_engine else None
-        with context.ledger.read() as con:
-            self.next_key: int = con.execute(
-                "SELECT coalesce(max(training_key), 0) + 1 FROM training"
-            ).fetchall()[0][0]
 
-    def take(self, records: Sequence[Record]) -> None:
-        """One chunk: all of it durable when ``behind`` has done what it is given."""
+    def work(self, records: Sequence[Record]) -> Work | None:
+        """Read, hash and embed what isn't known yet; None when nothing is left to keep."""
         unread = self._unseen_files(records)
         loaded = list(load(self.context, self.run, unread))
         known = self._known({item.hash for item in loaded})
         new: dict[str, Loaded] = {}
         sources: list[tuple[str, Record]] = []
         for item in loaded:
-            key, withdrawn = known.get(item.hash, (None, None))
+            withdrawn = known.get(item.hash)
             if withdrawn is not None and not self.readmit:
                 self.run.quarantine(
                     item.record.uri,
                     f"this image was withdrawn on {withdrawn}; 'ingest --readmit' takes it in again",
                 )
                 continue
-            if key is None or withdrawn is not None:
+            if item.hash not in known or withdrawn is not None:
                 new.setdefault(item.hash, item)
             sources.append((item.hash, item.record))
         embedded = list(self.embedder.embed(self.run, list(new.values())))
@@ -104,14 +158,9 @@ class _Ingestion:
                 )
         sources = [(hash_, record) for hash_, record in sources if hash_ not in failed]
         if not embedded and not sources:
-            return
-        keys = {hash_: key for hash_, (key, _) in known.items()}
-        for image in embedded:
-            if image.loaded.hash not in keys:
-                keys[image.loaded.hash] = self.next_key
-                self.next_key += 1
-        self.behind.hand_over(partial(self._commit, embedded, sources, keys))
-        self.in_flight = {image.loaded.hash: keys[image.loaded.hash] for image in embedded}
+            return None
+        self.in_flight = {image.loaded.hash for image in embedded}
+        return Work(embedded, sources)
 
     def _unseen_files(self, records: Sequence[Record]) -> list[Record]:
         """All but the files whose path, size, time and metadata the ledger has already."""
@@ -139,95 +188,133 @@ class _Ingestion:
         self.run.counts["unchanged"] += len(skip)
         return [record for row, record in enumerate(records) if row not in skip]
 
-    def _known(self, hashes: set[str]) -> dict[str, tuple[int, str | None]]:
-        """Content hash -> training key, and the date it was withdrawn if it was."""
+    def _known(self, hashes: set[str]) -> dict[str, str | None]:
+        """Content hashes of training images -> the date it was withdrawn if it was."""
         rows = self.context.ledger.query(
             """
-            SELECT content_hash, training_key, strftime(withdrawn_at, '%Y-%m-%d') AS withdrawn
+            SELECT content_hash, strftime(withdrawn_at, '%Y-%m-%d') AS withdrawn
             FROM training JOIN hashes USING (content_hash)
             """,
             hashes=pa.table({"content_hash": pa.array(sorted(hashes), pa.string())}),
         )
-        known = {row["content_hash"]: (row["training_key"], row["withdrawn"]) for row in rows.to_pylist()}
-        return known | {hash_: (key, None) for hash_, key in self.in_flight.items() if hash_ in hashes}
+        known = {row["content_hash"]: row["withdrawn"] for row in rows.to_pylist()}
+        return known | dict.fromkeys(self.in_flight & hashes)
 
-    def _commit(
-        self, embedded: list[Embedded], sources: list[tuple[str, Record]], keys: dict[str, int]
-    ) -> None:
-        context, run = self.context, self.run
-        locations = None
-        with run.timed("write"):
+    def keep(self, work: Work) -> Taken:
+        """Feature shard first, then points: safe when this returns."""
+        context, embedded = self.context, work.embedded
+        locations: list[list[int | None]] = [[None, None]] * len(embedded)
+        points = [item.loaded.point_id for item in embedded]
+        with self.run.timed("write"):
             rerank = [item.rerank for item in embedded if item.rerank is not None]
             if rerank and not self.engine:
-                locations = context.space("training/rerank").append(np.concatenate(rerank))
+                locations = context.space("training/rerank").append(np.concatenate(rerank)).tolist()
             if embedded:
                 context.store.upsert(
-                    [item.loaded.point_id for item in embedded],
+                    points,
                     np.concatenate([item.recall for item in embedded]),
                     [{"uri": item.loaded.record.uri, "sha256": item.loaded.hash} for item in embedded],
                 )
                 if self.engine:
-                    self.engine.keep([item.loaded.point_id for item in embedded], np.concatenate(rerank))
+                    self.engine.keep(points, np.concatenate(rerank))
                 context.store.flush()
-            with context.ledger.write() as con:
-                if embedded:
-                    self._write_training(con, embedded, keys, locations)
-                added = _write_sources(con, sources, keys)
-                run.write_quarantine(con, healed=[record.uri for _, record in sources])
-        run.counts["new"] += len(embedded)
-        run.counts["sources"] += added
+        images = [
+            {
+                "content_hash": item.loaded.hash,
+                "point_id": str(item.loaded.point_id),
+                "label": item.loaded.record.label,
+                "width": item.width,
+                "height": item.height,
+                "attributes": json.dumps(item.loaded.record.attributes),
+                "shard": shard,
+                "row": row,
+            }
+            for item, (shard, row) in zip(embedded, locations, strict=True)
+        ]
+        sources = [
+            {
+                "content_hash": hash_,
+                "uri": record.uri,
+                "owner": record.owner,
+                "label": record.label,
+                "licence": record.licence,
+                "attributes": json.dumps(record.attributes),
+                "file_size": record.size,
+                "file_time": record.mtime_ns,
+            }
+            for hash_, record in work.sources
+        ]
+        return Taken(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
 
-    def _write_training(
-        self, con: Connection, embedded: list[Embedded], keys: dict[str, int], locations: np.ndarray | None
-    ) -> None:
+
+class Book:
+    """Writes what was taken in to the ledger: one transaction for a chunk, and keys for new images."""
+
+    def __init__(self, context: Context, run: Run) -> None:
+        self.context = context
+        self.run = run
+        with context.ledger.read() as con:
+            self.next_key: int = con.execute(
+                "SELECT coalesce(max(training_key), 0) + 1 FROM training"
+            ).fetchall()[0][0]
+
+    def write(self, taken: Taken) -> None:
+        """An image that has come in meanwhile, from another chunk, only gets its sources."""
+        known = self.context.ledger.query(
+            """SELECT content_hash, training_key, epoch_withdrawn IS NULL AS there
+            FROM training JOIN (SELECT DISTINCT content_hash FROM sources) USING (content_hash)""",
+            sources=taken.sources.select(["content_hash"]),
+        ).to_pylist()
+        keys = {row["content_hash"]: row["training_key"] for row in known}
+        there = {row["content_hash"] for row in known if row["there"]}
+        images = [row for row in taken.images.to_pylist() if row["content_hash"] not in there]
+        for image in images:
+            if image["content_hash"] not in keys:
+                keys[image["content_hash"]] = self.next_key
+                self.next_key += 1
+        sources = taken.sources.to_pylist()
+        with self.run.timed("write"), self.context.ledger.write() as con:
+            if images:
+                self._write_training(con, images, [keys[image["content_hash"]] for image in images])
+            added = _write_sources(con, sources, keys)
+            self.run.write_quarantine(con, healed=[source["uri"] for source in sources])
+        self.run.counts["new"] += len(images)
+        self.run.counts["sources"] += added
+
+    def _write_training(self, con: Connection, images: list[dict[str, Any]], keys: list[int]) -> None:
         if self.run.counts["new"] == 0:  # the first new image of a run begins an epoch
             self.run.epoch += 1
             self.context.ledger.set_meta(con, epoch=self.run.epoch)
-        mine = [keys[item.loaded.hash] for item in embedded]
         for table in ("training", "features"):
             where = "training_key IN" if table == "training" else "space = 'training/rerank' AND key IN"
-            con.execute(f"DELETE FROM {table} WHERE {where} (SELECT unnest(?::INTEGER[]))", [mine])
+            con.execute(f"DELETE FROM {table} WHERE {where} (SELECT unnest(?::INTEGER[]))", [keys])
+        rows = pa.Table.from_pylist(images, IMAGES)
         insert(
             con,
             "training",
             {
-                "training_key": mine,
-                "point_id": [str(item.loaded.point_id) for item in embedded],
-                "content_hash": [item.loaded.hash for item in embedded],
-                "label": [item.loaded.record.label for item in embedded],
-                "width": [item.width for item in embedded],
-                "height": [item.height for item in embedded],
-                "epoch_added": [self.run.epoch] * len(mine),
-                "attributes": [json.dumps(item.loaded.record.attributes) for item in embedded],
+                "training_key": keys,
+                **{name: rows[name] for name in IMAGES.names if name not in ("shard", "row")},
+                "epoch_added": [self.run.epoch] * len(keys),
             },
         )
-        if locations is not None:
-            insert_features(con, "training/rerank", mine, locations)
+        located = [
+            (key, image) for key, image in zip(keys, images, strict=True) if image["shard"] is not None
+        ]
+        if located:
+            locations = np.array([(image["shard"], image["row"]) for _, image in located], dtype=np.int64)
+            insert_features(con, "training/rerank", [key for key, _ in located], locations)
 
 
-def insert_features(con: Connection, space: str, keys: Sequence[int], locations: np.ndarray) -> None:
-    """Name rows of a feature file: int64 ``(n, 2)`` locations of the images with these keys."""
-    insert(
-        con,
-        "features",
-        {"space": [space] * len(keys), "key": list(keys), "shard": locations[:, 0], "row": locations[:, 1]},
-    )
-
-
-def _write_sources(con: Connection, sources: list[tuple[str, Record]], keys: dict[str, int]) -> int:
+def _write_sources(con: Connection, sources: list[dict[str, Any]], keys: dict[str, int]) -> int:
     """Add or refresh sources; returns how many are new."""
     if not sources:
         return 0
-    unique = {(keys[hash_], record.uri): record for hash_, record in sources}
+    unique = {(keys[source["content_hash"]], source["uri"]): source for source in sources}
+    rows = pa.Table.from_pylist(list(unique.values()), SOURCES).drop_columns(["content_hash"])
     columns = {
-        "training_key": [key for key, _ in unique],
-        "uri": [uri for _, uri in unique],
-        "owner": pa.array([record.owner for record in unique.values()], pa.string()),
-        "label": pa.array([record.label for record in unique.values()], pa.string()),
-        "licence": pa.array([record.licence for record in unique.values()], pa.string()),
-        "attributes": [json.dumps(record.attributes) for record in unique.values()],
-        "file_size": pa.array([record.size for record in unique.values()], pa.int64()),
-        "file_time": pa.array([record.mtime_ns for record in unique.values()], pa.int64()),
+        "training_key": pa.array([key for key, _ in unique], pa.int32()),
+        **{name: rows[name] for name in rows.column_names},
     }
     con.register("incoming", pa.table(columns))
     known = con.execute(

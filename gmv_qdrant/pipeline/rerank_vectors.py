@@ -19,7 +19,7 @@ from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.engine_rerank import EngineRerank
-from gmv_qdrant.pipeline.ingest import insert_features, stores_rerank
+from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.streams import batched, mapped
 from gmv_qdrant.store.base import parse_point_id
 
@@ -132,8 +132,7 @@ class RerankVectors:
             vectors = np.concatenate([vector for _, vector in found])
             if stores_rerank(self.context):
                 locations = self.space.append(vectors)
-                with self.context.ledger.write() as con:
-                    insert_features(con, "training/rerank", keys, locations)
+                self.context.keep_features("training/rerank", keys, locations)
                 for key, (shard, row) in zip(keys, locations.tolist(), strict=True):
                     by_key[key].shard, by_key[key].row = shard, row
             else:

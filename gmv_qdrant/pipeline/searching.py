@@ -34,6 +34,14 @@ class Calibrated:
             self._params = self._kept() or self._measure(queries)
         return self._params
 
+    def hold(self, params: SearchParams) -> None:
+        """Search with these, and measure nothing."""
+        self._params = params
+
+    def must_measure(self) -> bool:
+        """Whether a call will measure recall, and so must bring queries."""
+        return self._params is None and self._kept() is None and self._coded() > 0
+
     def _kept(self) -> SearchParams | None:
         text = self.context.ledger.meta().get("search")
         if text is None:

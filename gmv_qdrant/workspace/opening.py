@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -68,6 +69,12 @@ class Opened:
             if not weights.is_file():
                 raise SettingsError(f"encoder_weights = {str(weights)!r} is not a file")
             wanted.encoder_weights = str(weights)
+        if wanted.features:
+            from gmv_qdrant.shards import require_empty
+
+            if "://" not in wanted.features:
+                wanted.features = os.path.abspath(wanted.features)
+            require_empty(wanted.features_place(root))
         try:
             root.mkdir(parents=True, exist_ok=True)
             (root / "ledger.duckdb").unlink(
@@ -151,11 +158,12 @@ def _canonical(settings: Settings) -> dict[str, Any]:
     from gmv_qdrant.encoders import canonical_distance_name, canonical_encoder_name
     from gmv_qdrant.quality import canonical_quality_name
 
-    weights = settings.encoder_weights
+    weights, place = settings.encoder_weights, settings.features
     return {
         **settings.evidence(),
         "encoder": canonical_encoder_name(settings.encoder),
         "distance": canonical_distance_name(settings.distance),
         "quality": canonical_quality_name(settings.quality),
         "encoder_weights": str(Path(weights).absolute()) if weights else None,
+        "features": os.path.abspath(place) if place and "://" not in place else place,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +231,7 @@ class Writing(Opened):
         Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
         """
         from gmv_qdrant.pipeline.adopting import Wishes, adopt, adopted_fields, describe_foreign
+        from gmv_qdrant.shards import clear
 
         root = Path(path).absolute()
         fresh = not (root / FILE).is_file()
@@ -258,7 +258,7 @@ class Writing(Opened):
                 adopt(context, run, mapping, wishes)
         except BaseException:
             if fresh and not workspace._believed():
-                shutil.rmtree(root / "features", ignore_errors=True)
+                clear(workspace.settings.features_place(root))
                 for name in (FILE, "ledger.duckdb", "ledger.duckdb.wal", ".writing.lock"):
                     (root / name).unlink(missing_ok=True)
             raise
