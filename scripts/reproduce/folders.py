@@ -136,9 +136,8 @@ def generate(given: argparse.Namespace) -> None:
     prompts = given.prompts.read_text().splitlines() if given.prompts else []
     prompts = [line.strip() for line in prompts if line.strip()]
     cuda = torch.cuda.is_available()
-    pipeline = DiffusionPipeline.from_pretrained(
-        given.model, torch_dtype=torch.float16 if cuda else torch.float32
-    ).to("cuda" if cuda else "cpu")
+    pipeline = DiffusionPipeline.from_pretrained(given.model)
+    pipeline = pipeline.to("cuda", torch.float16) if cuda else pipeline.to("cpu")
     if given.lora:
         pipeline.load_lora_weights(str(given.lora))
     given.generated.mkdir(parents=True, exist_ok=True)
