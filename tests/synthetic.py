@@ -39,7 +39,8 @@ def synthetic(
             FROM range(1, {generated + 1}) r(j)"""
         )
         con.execute(
-            f"""INSERT INTO matches SELECT j, 1 + (j * 31 + r * 7 + hash(j // 10) % 100) % {training}, r,
+            f"""INSERT INTO matches (generated_key, training_key, rank, distance, view)
+            SELECT j, 1 + (j * 31 + r * 7 + hash(j // 10) % 100) % {training}, r,
             0.2 + 0.2 * (hash(j) % 100) / 100 + 0.01 * r, 0
             FROM range(1, {generated + 1}) a(j), range(1, {min(matches, training) + 1}) b(r) ORDER BY j, r"""
         )

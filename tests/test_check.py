@@ -99,6 +99,12 @@ SQL_DAMAGE = {
     "doubled source": ("same source twice", "INSERT INTO sources SELECT * FROM sources LIMIT 1"),
     "stray source": ("belong to no training", "INSERT INTO sources (training_key, uri) VALUES (99, 'x')"),
     "doubled feature": ("two rows", "INSERT INTO features SELECT * FROM features LIMIT 1"),
+    "reserve of nothing": (
+        "no generated image",
+        "UPDATE reserve SET generated_key = 77 WHERE generated_key = 1",
+    ),
+    "foreign reserve": ("aren't the next nearest", "UPDATE reserve SET training_key = 99"),
+    "near reserve": ("aren't the next nearest", "UPDATE reserve SET recall_distance = 0"),
     "future": ("still to come", "UPDATE generated SET epoch_valued = 1000"),
     "unnamed vectors": ("no vector in the feature space", "DELETE FROM features WHERE key = 3"),
     "killed run": (

@@ -370,6 +370,8 @@ def test_purging_leaves_nothing_of_deleted_points_on_disk(tmp_path: Path) -> Non
         assert [mark in after for mark in marks] == [True, False, True]
         unit = (rows[1] / np.linalg.norm(rows[1])).astype(np.float32)
         assert unit[:4].tobytes() not in after
+        assert (store.count(), store.status().coded_points) == (400, 0)
+        assert store.optimize()
         assert store.count() == store.status().coded_points == 400
 
 

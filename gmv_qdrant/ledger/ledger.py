@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -25,7 +26,16 @@ from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay,
 from gmv_qdrant.errors import LedgerError, LedgerLocked
 from gmv_qdrant.ledger.gate import Gate
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+_UPGRADES = {
+    "1": """
+        ALTER TABLE matches ADD COLUMN recall_distance FLOAT;
+        ALTER TABLE features ALTER shard TYPE BIGINT;
+        CREATE TABLE reserve (generated_key INTEGER NOT NULL, training_key INTEGER NOT NULL,
+            recall_distance FLOAT NOT NULL, distance DOUBLE NOT NULL, view TINYINT NOT NULL);
+        UPDATE meta SET value = '2' WHERE key = 'schema_version'""",
+}
+"""From one schema version to the next."""
 READER_PATIENCE = 10.0
 """Seconds that a reader waits for a batch to be committed."""
 WRITER_PATIENCE = 60.0
@@ -50,6 +60,20 @@ Connection = duckdb.DuckDBPyConnection
 
 _opening = threading.Lock()
 """Two threads that open one file at the same time get a connection without its functions (DuckDB 2.0)."""
+
+
+_Stamp = tuple[int, int, int, int]
+_TICK = 20_000_000
+"""Nanoseconds within which a file can change twice and keep its time."""
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What changes when anybody, in this process or another, has written the file or its log."""
+    try:
+        file, log = path.stat(), path.with_name(path.name + ".wal")
+        return (file.st_mtime_ns, file.st_size, file.st_ino, log.stat().st_mtime_ns if log.exists() else 0)
+    except OSError:  # its opening says what is wrong
+        return (time.time_ns(), 0, 0, 0)
 
 
 def _is_busy(error: BaseException) -> bool:
@@ -91,6 +115,8 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._gate = Gate()
+        self._meta: tuple[_Stamp, dict[str, str]] | None = None
+        """What `meta` last said, and of which state of the file."""
 
     @classmethod
     def create(cls, path: Path) -> Ledger:
@@ -116,6 +142,10 @@ class Ledger:
         except duckdb.Error as error:
             raise LedgerError(f"{path} is not a ledger of this tool: {error}") from error
         version = meta.get("schema_version")
+        while version in _UPGRADES:
+            with ledger.write() as con:
+                con.execute(_UPGRADES[version])
+            version = ledger.meta()["schema_version"]
         if version != SCHEMA_VERSION:
             raise LedgerError(
                 f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
@@ -160,6 +190,7 @@ class Ledger:
                         con.execute("ROLLBACK")
                     raise
                 con.execute("COMMIT")
+                self._meta = None
             except _UNWRITABLE as error:
                 raise LedgerError(
                     f"the ledger {self.path} could not be written ({_first_line(error)}): nothing of this batch "
@@ -218,8 +249,16 @@ class Ledger:
     # -- small facts ---------------------------------------------------------------------------------
 
     def meta(self) -> dict[str, str]:
-        with self.read() as con:
-            return dict(con.execute("SELECT key, value FROM meta").fetchall())
+        """All small facts; the file is only opened when it has changed since they were read."""
+        stamp = _stamp(self.path)
+        if self._meta is None or self._meta[0] != stamp:
+            with self.read() as con:
+                found = dict(con.execute("SELECT key, value FROM meta").fetchall())
+            self._meta = None
+            if time.time_ns() - stamp[0] > _TICK:  # else it may change again and look the same
+                self._meta = stamp, found
+            return found
+        return dict(self._meta[1])
 
     @staticmethod
     def set_meta(con: Connection, **values: object) -> None:

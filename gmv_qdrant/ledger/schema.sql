@@ -46,13 +46,22 @@ CREATE TABLE matches (                         -- the evidence: K rows for each 
     training_key  INTEGER NOT NULL,
     rank          SMALLINT NOT NULL,           -- 1 is the nearest; ties are broken by point_id
     distance      DOUBLE NOT NULL,             -- in the re-rank space
-    view          TINYINT NOT NULL DEFAULT 0   -- the view of the generated image that matched: 0 as it is, 1 flipped
+    view          TINYINT NOT NULL DEFAULT 0,  -- the view of the generated image that matched: 0 as it is, 1 flipped
+    recall_distance FLOAT                      -- in the recall space; NULL in imported and older evidence
+);
+
+CREATE TABLE reserve (                         -- the next nearest by recall: they take the places of candidates that leave
+    generated_key INTEGER NOT NULL,
+    training_key  INTEGER NOT NULL,
+    recall_distance FLOAT NOT NULL,
+    distance      DOUBLE NOT NULL,
+    view          TINYINT NOT NULL
 );
 
 CREATE TABLE features (                        -- where an image's vector stands in the feature files
     space VARCHAR NOT NULL,                    -- training/rerank, generated/recall, generated/rerank
     key   INTEGER NOT NULL,
-    shard INTEGER NOT NULL,
+    shard BIGINT NOT NULL,
     row   INTEGER NOT NULL
 );
 

@@ -92,7 +92,8 @@ _LEDGER = (
         SELECT training_key AS key FROM training ANTI JOIN sources USING (training_key)
         WHERE epoch_withdrawn IS NULL"""),
     ("match of nothing", "{n} keys of generated images in the evidence belong to no generated image", """
-        SELECT DISTINCT generated_key AS key FROM matches ANTI JOIN generated USING (generated_key)"""),
+        SELECT generated_key AS key FROM matches ANTI JOIN generated USING (generated_key)
+        UNION SELECT generated_key FROM reserve ANTI JOIN generated USING (generated_key)"""),
     ("evidence", "{n} generated images are credited to training images that aren't there", """
         SELECT DISTINCT generated_key AS key FROM matches SEMI JOIN generated USING (generated_key)
         ANTI JOIN (FROM training WHERE epoch_withdrawn IS NULL) USING (training_key)"""),
@@ -112,6 +113,11 @@ _LEDGER = (
         SELECT g.generated_key AS key FROM generated g LEFT JOIN matches m USING (generated_key)
         WHERE epoch_valued = (SELECT value::INTEGER FROM meta WHERE key = 'epoch')
         GROUP BY g.generated_key HAVING count(m.rank) <> least($candidates, {_MUST})"""),
+    ("evidence", "{n} generated images have candidates in reserve that aren't the next nearest", """
+        SELECT DISTINCT r.generated_key AS key FROM reserve r JOIN generated USING (generated_key)
+        LEFT JOIN matches m USING (generated_key, training_key)
+        LEFT JOIN training t ON t.training_key = r.training_key AND t.epoch_withdrawn IS NULL
+        WHERE m.rank IS NOT NULL OR t.point_id IS NULL OR NOT r.recall_distance >= recall_radius"""),
     ("evidence", "{n} generated images have no recall radius, or an epoch that is still to come", """
         SELECT generated_key AS key FROM generated WHERE recall_radius IS NULL OR isnan(recall_radius)
         OR epoch_valued > (SELECT value::INTEGER FROM meta WHERE key = 'epoch')"""),

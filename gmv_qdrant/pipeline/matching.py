@@ -1,11 +1,13 @@
 """Matching (section 3.1): quantized recall of K candidates, then exact distances in the re-rank space.
 
 The evidence of a generated image is all of its K candidates, in order of (distance, point id): content-derived
-ids break ties, so the order doesn't depend on when an image was ingested.
+ids break ties, so the order doesn't depend on when an image was ingested. The next nearest by recall are kept in
+reserve, so that the evidence stays exact without a search when training images come and go (`ledger.candidates`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -24,18 +26,33 @@ MOST_STRANGERS = 4
 """Times K that is searched at most to make up for points of the collection that are no training images."""
 
 
-@dataclass(slots=True)
-class Matches:
-    """The evidence of one generated image, nearest first.
+RESERVE = 0.1
+"""Share of K that is kept in reserve: withdrawing one in a hundred training images takes 2 of 200 candidates."""
 
-    keys: int32 ``(K,)`` training keys. distances: float64 ``(K,)``, ascending. views: int8 ``(K,)``.
-    radius: recall distance of the K-th candidate, infinite when the collection has fewer than K.
-    """
+
+@dataclass(slots=True)
+class Candidates:
+    """Training images beside a generated one: keys int32, distances float64, views int8, recall float32, ``(n,)``."""
 
     keys: np.ndarray
     distances: np.ndarray
     views: np.ndarray
+    recall: np.ndarray
+
+    def __getitem__(self, which: np.ndarray) -> Candidates:
+        return Candidates(self.keys[which], self.distances[which], self.views[which], self.recall[which])
+
+
+@dataclass(slots=True)
+class Matches(Candidates):
+    """The evidence of one generated image: its K candidates, nearest first.
+
+    radius: recall distance of the K-th candidate, infinite when the collection has fewer than K.
+    reserve: the next nearest by recall, where evidence is kept exact without searching; nearest by recall first.
+    """
+
     radius: float
+    reserve: Candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +85,7 @@ class Matcher:
         self.run = run
         self.vectors = RerankVectors(context, run)
         self.params = Calibrated(context, run)
+        self.reserve = reserve_size(context)
         self.group = 512 if stores_rerank(context) or context.reranks_in_engine else 2
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
         self.strangers: set[str] = set()
@@ -86,17 +104,13 @@ class Matcher:
         with self.run.timed("recall"):
             queries = recall.reshape(m * views, dim)
             params = self.params(queries)
-            hits, keys = self._recall(queries, wanted, params)
+            hits, keys = self._recall(queries, wanted + self.reserve, params)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
             if self.vectors.engine:  # it has no views, so there is one query for each image
                 found = self.vectors.engine.distances(queries, rerank[:, 0], wanted, params)
                 known = [_known(mine, keys) for mine in found]
-            points = [sorted({str(point) for hit in of_views for point in hit.ids}) for of_views in by_image]
-            drafts = [
-                _draft([point for point in mine if point in keys], keys, one)
-                for mine, one in zip(points, known, strict=True)
-            ]
+            drafts = [_draft(of_views, keys, one) for of_views, one in zip(by_image, known, strict=True)]
             there = self.vectors.require({point for draft in drafts for point in draft.missing()})
             return [
                 self._rank(draft, there, rerank[image], wanted, _radius(by_image[image], wanted))
@@ -135,12 +149,19 @@ class Matcher:
         fresh = np.array([i for i in np.flatnonzero(draft.open) if draft.points[i] in there], dtype=np.intp)
         if len(fresh):
             by_view = self.vectors.distances([draft.points[i] for i in fresh], queries)
-            draft.distances[fresh] = by_view.min(axis=0)
-            draft.views[fresh] = by_view.argmin(axis=0)
+            draft.rows.distances[fresh] = by_view.min(axis=0)
+            draft.rows.views[fresh] = by_view.argmin(axis=0)
             draft.open[fresh] = False
-        settled = np.flatnonzero(~draft.open)
-        order = settled[np.argsort(draft.distances[settled], kind="stable")[:wanted]]
-        return Matches(draft.keys[order], draft.distances[order], draft.views[order], radius)
+        reserve = draft.places[wanted:]
+        candidates = np.setdiff1d(np.arange(len(draft.keys)), reserve)
+        settled = candidates[~draft.open[candidates]]
+        order = settled[np.argsort(draft.rows.distances[settled], kind="stable")[:wanted]]
+        mine = draft.rows[order]
+        # with a gap, in the list or in the reserve, the next nearest aren't known any more
+        whole = 0 if draft.open[candidates].any() else int(np.argmax([*draft.open[reserve], True]))
+        return Matches(
+            mine.keys, mine.distances, mine.views, mine.recall, radius, draft.rows[reserve[:whole]]
+        )
 
 
 def _without(hits: Hits, strangers: Set[str], wanted: int) -> Hits:
@@ -156,22 +177,36 @@ class _Draft:
     """Candidates of one image in order of their ids, and those of their distances that are known."""
 
     points: list[str]
-    keys: np.ndarray
-    distances: np.ndarray
-    views: np.ndarray
+    rows: Candidates
     open: np.ndarray
+    places: np.ndarray
+    """The candidates in order of recall, where a list that is kept exact has such an order: one view."""
+
+    @property
+    def keys(self) -> np.ndarray:
+        return self.rows.keys
 
     def missing(self) -> Iterator[str]:
         return (self.points[i] for i in np.flatnonzero(self.open))
 
 
-def _draft(points: list[str], keys: Mapping[str, int], known: Known) -> _Draft:
+def _draft(hits: Sequence[Hits], keys: Mapping[str, int], known: Known) -> _Draft:
+    recall: dict[str, float] = {}
+    for hit in hits:
+        for point, distance in zip(map(str, hit.ids), hit.distances.tolist(), strict=True):
+            if point in keys:
+                recall[point] = min(distance, recall.get(point, distance))
+    points = sorted(recall)
     mine = np.array([keys[point] for point in points], dtype=np.int32)
     places = known.places(mine)
     found = places >= 0
     values, views = np.zeros(len(mine)), np.zeros(len(mine), dtype=np.int8)
     values[found], views[found] = known.distances[places[found]], known.views[places[found]]
-    return _Draft(points, mine, values, views, ~found)
+    near = np.array([recall[point] for point in points], dtype=np.float32)
+    order = np.argsort(near, kind="stable")
+    return _Draft(
+        points, Candidates(mine, values, views, near), ~found, order if len(hits) == 1 else order[:0]
+    )
 
 
 def _known(found: Mapping[str, float], keys: Mapping[str, int]) -> Known:
@@ -189,15 +224,31 @@ def _radius(hits: Sequence[Hits], wanted: int) -> float:
     return max(float(hit.distances[wanted - 1]) if len(hit.ids) >= wanted else float("inf") for hit in hits)
 
 
+def reserve_size(context: Context) -> int:
+    """How many candidates beyond K are kept; none with several views, or without re-rank vectors."""
+    plain = len(context.views) == 1 and stores_rerank(context)
+    return math.ceil(RESERVE * context.settings.candidates) if plain else 0
+
+
 def evidence_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[str, pa.Array]:
     """Rows of ``matches`` for these generated images."""
-    sizes = [len(matches.keys) for matches in evidence]
+    ranks = [np.arange(1, len(matches.keys) + 1, dtype=np.int16) for matches in evidence]
+    return {**_columns(keys, evidence), "rank": pa.array(np.concatenate(ranks))}
+
+
+def reserve_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[str, pa.Array]:
+    """Rows of ``reserve`` for these generated images."""
+    return _columns(keys, [matches.reserve for matches in evidence])
+
+
+def _columns(keys: Sequence[int], lists: Sequence[Candidates]) -> dict[str, pa.Array]:
+    sizes = [len(one.keys) for one in lists]
     return {
         "generated_key": pa.array(np.repeat(np.asarray(keys, dtype=np.int32), sizes)),
-        "training_key": pa.array(np.concatenate([matches.keys for matches in evidence])),
-        "rank": pa.array(np.concatenate([np.arange(1, size + 1, dtype=np.int16) for size in sizes])),
-        "distance": pa.array(np.concatenate([matches.distances for matches in evidence])),
-        "view": pa.array(np.concatenate([matches.views for matches in evidence])),
+        "training_key": pa.array(np.concatenate([one.keys for one in lists])),
+        "distance": pa.array(np.concatenate([one.distances for one in lists])),
+        "view": pa.array(np.concatenate([one.views for one in lists])),
+        "recall_distance": pa.array(np.concatenate([one.recall for one in lists])),
     }
 
 

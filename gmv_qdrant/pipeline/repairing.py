@@ -57,7 +57,10 @@ def _delete(context: Context, table: str, column: str, keys: Sequence[int]) -> N
 def _value_again(context: Context, keys: Sequence[int]) -> None:
     """Forget the evidence of these generated images; `update` finds it anew."""
     with context.ledger.write() as con:
-        con.execute("DELETE FROM matches WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
+        for table in ("matches", "reserve"):
+            con.execute(
+                f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)]
+            )
         con.execute(
             "UPDATE generated SET epoch_valued = 0 WHERE generated_key IN (SELECT unnest(?::INTEGER[]))",
             [list(keys)],
@@ -70,7 +73,8 @@ def _evidence(context: Context, run: Run, finding: Finding) -> str:
 
 
 def _stray_matches(context: Context, run: Run, finding: Finding) -> str:
-    _delete(context, "matches", "generated_key", finding.keys)
+    for table in ("matches", "reserve"):
+        _delete(context, table, "generated_key", finding.keys)
     return "those matches were deleted"
 
 

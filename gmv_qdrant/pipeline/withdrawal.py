@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.ledger.candidates import rearrange
 from gmv_qdrant.ledger.ledger import Connection, Ledger
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.maintenance import NEVER, reached, recall_vectors
+from gmv_qdrant.pipeline.maintenance import NEVER, nearer, recall_vectors
+from gmv_qdrant.pipeline.matching import reserve_size
 from gmv_qdrant.pipeline.recovery import erase
 
 
@@ -100,6 +102,7 @@ def withdraw(context: Context, run: Run, selection: Selection) -> None:
 
 def take_out(context: Context, run: Run, selection: Selection, reason: str, hidden: list[int]) -> None:
     """`withdraw`, for whoever may; ``hidden``: generated images to value again beside those that matched."""
+    candidates, reserve = context.settings.candidates, reserve_size(context)
     with run.timed("ledger"), context.ledger.write() as con:
         selection.select(con)
         counts = con.sql(_COUNTS).to_arrow_table().to_pylist()[0]
@@ -117,7 +120,8 @@ def take_out(context: Context, run: Run, selection: Selection, reason: str, hidd
         if counts["images"]:
             run.epoch += 1
             context.ledger.set_meta(con, epoch=run.epoch)
-            _take_out(con, run, reason, hidden)
+            _let_move_up(con, run, candidates, reserve, hidden)
+            _take_out(con, run, reason)
         con.execute(_DESCRIBE_AGAIN)
         context.ledger.set_meta(con, erasing=True)
     names = {"sources": "sources_withdrawn", "images": "images_withdrawn"}
@@ -147,7 +151,8 @@ def _hidden(context: Context, selection: Selection) -> list[int]:
     if not points or not len(keys):
         return []
     blocks = recall_vectors(context, points, [NEVER] * len(points))
-    return [int(key) for key in keys[reached(context, keys, epochs, radii, blocks)]]
+    counts, _ = nearer(context, keys, epochs, radii, blocks)
+    return [int(key) for key in keys[counts > 0]]
 
 
 def cut_short(context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -163,28 +168,34 @@ def cut_short(context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return keys, epochs, radii
 
 
-def _take_out(con: Connection, run: Run, reason: str, hidden: list[int]) -> None:
-    """All that the ledger holds of the images in ``gone``, but for their tombstones."""
-    con.execute(
-        "CREATE TEMP TABLE touched AS SELECT DISTINCT generated_key FROM matches SEMI JOIN gone USING (training_key)"
-    )
+def _let_move_up(con: Connection, run: Run, candidates: int, reserve: int, hidden: list[int]) -> None:
+    """Candidates in reserve take the places of images in ``gone``, so that the evidence is exact at once.
+
+    Where there are too few, and for the ``hidden``, it waits for `update`.
+    """
+    touched = [
+        row[0]
+        for row in con.execute(
+            "SELECT DISTINCT generated_key FROM matches SEMI JOIN gone USING (training_key)"
+        ).fetchall()
+    ]
+    for table in ("matches", "reserve"):
+        con.execute(f"DELETE FROM {table} WHERE training_key IN (SELECT training_key FROM gone)")
+    rearrange(con, touched, candidates, reserve)
+    con.execute("UPDATE generated SET epoch_valued = ? WHERE epoch_valued = ?", [run.epoch, run.epoch - 1])
     con.execute(
         """
-        CREATE TEMP TABLE kept AS
-        SELECT generated_key, training_key, row_number() OVER (PARTITION BY generated_key ORDER BY rank) AS rank,
-               distance, view
-        FROM matches SEMI JOIN touched USING (generated_key) ANTI JOIN gone USING (training_key)
-        """
+        UPDATE generated SET epoch_valued = 0
+        WHERE generated_key IN (SELECT unnest($hidden::INTEGER[]))
+        OR recall_radius < 'infinity'::DOUBLE AND generated_key IN (SELECT unnest($touched::INTEGER[]))
+            AND generated_key NOT IN (SELECT generated_key FROM matches WHERE rank = $candidates)
+        """,
+        {"hidden": hidden, "touched": touched, "candidates": candidates},
     )
-    con.execute("DELETE FROM matches WHERE generated_key IN (FROM touched)")
-    con.execute("INSERT INTO matches SELECT * FROM kept")
-    con.execute("INSERT INTO touched SELECT unnest(?::INTEGER[])", [hidden])
-    # Who had none of them among the candidates is exact for the new set, if it was for the old.
-    con.execute(
-        "UPDATE generated SET epoch_valued = ? WHERE epoch_valued = ? AND generated_key NOT IN (FROM touched)",
-        [run.epoch, run.epoch - 1],
-    )
-    con.execute("UPDATE generated SET epoch_valued = 0 WHERE generated_key IN (FROM touched)")
+
+
+def _take_out(con: Connection, run: Run, reason: str) -> None:
+    """All else that the ledger holds of the images in ``gone``, but for their tombstones."""
     con.execute(
         "DELETE FROM features WHERE space = 'training/rerank' AND key IN (SELECT training_key FROM gone)"
     )

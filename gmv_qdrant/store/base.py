@@ -139,7 +139,10 @@ class VectorStore(Protocol):
         ...
 
     def purge(self) -> None:
-        """Leave nothing of deleted points on this machine's disk; a server sees to that by itself."""
+        """Leave nothing of deleted points on this machine's disk; a server sees to that by itself.
+
+        Codes may be gone afterwards, until `optimize`: searches are exact then.
+        """
         ...
 
     def status(self) -> StoreStatus: ...

@@ -162,13 +162,11 @@ class EdgeStore:
         """Write the collection anew, without what was deleted.
 
         The engine keeps deleted vectors and payloads in its segments, and all that was ever upserted in its log,
-        whose numbering can't be restarted: so the living points move to a new shard, coded again when they were.
+        whose numbering can't be restarted: so the living points move to a new shard. It has no codes, and is searched
+        exactly, until the next `optimize`: several withdrawals cost one training of codes.
         """
-        coded = self.status().coded_points > 0
         self._shard.rewrite(self._pages(True, True, None))
         self._shard.note()
-        if coded:
-            self.optimize(force=True)
 
     def status(self) -> StoreStatus:
         """As of now: flushes first, then reads the files (`read_status` is the same for other processes)."""

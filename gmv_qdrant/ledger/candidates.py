@@ -1,0 +1,92 @@
+"""Candidate lists: the K candidates of a generated image (`matches`) and the next nearest by recall (`reserve`).
+
+Both together are the exact beginning of the list of all training images by recall distance. So when a candidate
+leaves, the first of the reserve takes its place; and when a training image comes, it is put where it belongs.
+Neither needs a search, until a reserve is used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from gmv_qdrant.ledger.ledger import Connection
+
+ENTERING = pa.schema(
+    [
+        ("generated_key", pa.int32()),
+        ("training_key", pa.int32()),
+        ("recall_distance", pa.float32()),
+        ("distance", pa.float64()),
+        ("view", pa.int8()),
+        ("slack", pa.float32()),
+    ]
+)
+"""Training images that come into lists; ``slack`` is what rounding may have changed of their recall distance."""
+
+_LINE = """
+CREATE OR REPLACE TEMP TABLE line AS
+SELECT *, row_number() OVER (PARTITION BY generated_key ORDER BY recall_distance, point_id) AS place
+FROM (
+    SELECT generated_key, training_key, recall_distance, distance, view, NULL AS slack
+    FROM matches SEMI JOIN wanted USING (generated_key)
+    UNION ALL BY NAME
+    SELECT generated_key, training_key, recall_distance, distance, view, NULL AS slack
+    FROM reserve SEMI JOIN wanted USING (generated_key)
+    UNION ALL BY NAME SELECT * FROM entering
+) JOIN (SELECT training_key, point_id FROM training) USING (training_key)
+"""
+
+# Where the list is cut, and where it ended before: who comes that close to either might stand on its other side.
+_DOUBTFUL = """
+CREATE OR REPLACE TEMP TABLE doubtful AS
+WITH edges AS (
+    SELECT generated_key, training_key, recall_distance FROM line
+    WHERE place IN ($candidates, $candidates + 1, $candidates + $reserve, $candidates + $reserve + 1)
+    UNION ALL
+    SELECT generated_key, NULL, max(recall_distance) FROM line WHERE slack IS NULL GROUP BY generated_key
+)
+SELECT DISTINCT line.generated_key FROM line JOIN edges USING (generated_key)
+WHERE slack IS NOT NULL AND line.training_key IS DISTINCT FROM edges.training_key
+AND abs(line.recall_distance - edges.recall_distance) <= slack
+"""
+
+_WRITE = """
+DELETE FROM matches WHERE generated_key IN (SELECT generated_key FROM wanted);
+DELETE FROM reserve WHERE generated_key IN (SELECT generated_key FROM wanted);
+INSERT INTO matches (generated_key, training_key, rank, distance, view, recall_distance)
+SELECT generated_key, training_key, row_number() OVER (PARTITION BY generated_key ORDER BY distance, point_id) AS rank,
+       distance, view, recall_distance
+FROM line WHERE place <= getvariable('candidates') ORDER BY generated_key, rank;
+INSERT INTO reserve SELECT generated_key, training_key, recall_distance, distance, view
+FROM line WHERE place > getvariable('candidates') AND place <= getvariable('candidates') + getvariable('reserve')
+ORDER BY generated_key, place;
+UPDATE generated SET recall_radius = line.recall_distance FROM line
+WHERE generated.generated_key = line.generated_key AND place = getvariable('candidates')
+AND line.recall_distance IS NOT NULL;
+"""
+
+
+def rearrange(
+    con: Connection, keys: Sequence[int], candidates: int, reserve: int, entering: pa.Table | None = None
+) -> list[int]:
+    """Cut these generated images' lists anew: K candidates, in order of their distances, and a reserve.
+
+    entering: rows as `ENTERING` that come into the lists. Returns the keys of images that stay as they were, because
+    rounding could decide who is a candidate: they must be searched.
+    """
+    con.register("wanted", pa.table({"generated_key": pa.array(keys, pa.int32())}))
+    con.register("entering", entering if entering is not None else ENTERING.empty_table())
+    con.execute(_LINE)
+    con.execute(_DOUBTFUL, {"candidates": candidates, "reserve": reserve})
+    doubtful = [row[0] for row in con.execute("FROM doubtful ORDER BY ALL").fetchall()]
+    if doubtful:
+        con.execute("DELETE FROM line WHERE generated_key IN (FROM doubtful)")
+        settled = sorted(set(keys) - set(doubtful))
+        con.register("wanted", pa.table({"generated_key": pa.array(settled, pa.int32())}))
+    con.execute(f"SET VARIABLE candidates = {int(candidates)}; SET VARIABLE reserve = {int(reserve)}")
+    con.execute(_WRITE)
+    for name in ("wanted", "entering"):
+        con.unregister(name)
+    return doubtful
