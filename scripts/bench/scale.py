@@ -121,7 +121,10 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
         context.store.optimize(force=True)
         figures["quantize_s"] = time.perf_counter() - started
         status = context.store.status()
-    figures |= {"code_mb": status.code_bytes >> 20, "vector_mb": status.vector_bytes >> 20}
+    figures |= {
+        name: round(size / 2**20, 2)
+        for name, size in (("code_mb", status.code_bytes), ("vector_mb", status.vector_bytes))
+    }
     figures["fill_peak_mb"] = memory
     figures["disk_mb"] = {name: disk_mb(root / name) for name in ("qdrant", "features")}
     figures["disk_mb"]["ledger"] = round((root / "ledger.duckdb").stat().st_size / 2**20, 1)
