@@ -1,13 +1,17 @@
-"""Criterion C1 and cost on a beta-VAE, beside VAE-TracIn (Tables 2 and 4), raw nearest neighbours and random credit.
+"""C1 and cost on a beta-VAE, beside VAE-TracIn (Tables 2 and 4), raw nearest neighbours and random credit, in one run.
 
-    pip install captum && python scripts/reproduce/baselines.py KIT [--training 10000] [--generated 20] [--epochs 20]
+    pip install captum && python scripts/reproduce/baselines.py KIT [--training 10000] [--generated 100] [--vae conv]
+    [--epochs 20] [--checkpoints 4] [--sizes small wide] [--plots DIR]
 
-A small beta-VAE is trained on MNIST digits by this script; samples of its prior that a classifier (trained
-here, too) is sure of are the generated images. VAE-TracIn (Kong & Chaudhuri 2021) sums over checkpoints the
-product of learning rate and the gradients of the loss for a generated and a training image, by captum's
-TracInCP; its scores are imported into a workspace of their own, so all methods are judged by the same code. Raw
-nearest neighbours are exact, without quantization or re-ranking. The cost of TracIn is given for one image at a
-time, as the paper measures it, and for all at once.
+A beta-VAE is trained on digits by this script; samples of its prior that a classifier (trained here, too) is sure of
+are the generated images. VAE-TracIn (Kong & Chaudhuri 2021) sums over checkpoints the product of learning rate and of
+the gradients of the loss for a generated and for a training image, over all parameters, by captum's TracInCP. Raw
+nearest neighbours are exact, in pixels and in each encoder, without quantization or re-ranking. All are judged by the
+same code, other methods through imported scores.
+
+The cost of TracIn is given for one image at a time, as the paper measures it, and for all at once, which shares the
+training images' gradients. ``--sizes`` adds its cost for other VAEs, by one checkpoint. Taking in the training images,
+once for all generated ones, is on neither side and reported beside.
 """
 
 from __future__ import annotations
@@ -19,172 +23,124 @@ from typing import Any
 
 import common
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import others
 import torch
-from torch import nn
+import vae
+from PIL import Image
 
-BETA = 4.0
-
-
-class Vae(nn.Module):
-    """784 -> 256 -> 2 x 16 -> 256 -> 784, as one tensor: logits, mean and log-variance; the latent is the mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 32))
-        self.decode = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 784))
-        self.noise = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean, log_variance = self.encode(x).chunk(2, dim=1)
-        z = mean + torch.randn_like(mean) * (log_variance / 2).exp() if self.noise else mean
-        return torch.cat([self.decode(z), mean, log_variance], dim=1)
-
-
-class Elbo(nn.Module):
-    """Minus the evidence lower bound, KL weighted by BETA / 4 (pixels are sums), summed over the batch."""
-
-    reduction = "sum"
-
-    def forward(self, out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        logits, mean, log_variance = out.split([784, 16, 16], dim=1)
-        fit = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-        return fit - BETA / 2 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
-
-
-def train(x: torch.Tensor, epochs: int, checkpoints: int, folder: Path) -> tuple[Vae, list[str]]:
-    """The VAE, and the files of evenly spaced checkpoints with their learning rate."""
-    model, loss, rate = Vae(), Elbo(), 1e-3
-    model.noise = True
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    kept = []
-    for epoch in range(1, epochs + 1):
-        for rows in torch.randperm(len(x)).split(128):
-            optimizer.zero_grad()
-            (loss(model(x[rows]), x[rows]) / len(rows)).backward()
-            optimizer.step()
-        if epoch % max(1, epochs // checkpoints) == 0:
-            kept.append(str(folder / f"vae-{epoch:03d}.pt"))
-            torch.save({"state": model.state_dict(), "rate": rate}, kept[-1])
-    model.noise = False
-    return model.eval(), kept
-
-
-def samples(model: Vae, x: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 digits of the prior that a classifier is sure of (.9), and their labels."""
-    from sklearn.neural_network import MLPClassifier
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it could train for longer
-        judge = MLPClassifier((128,), max_iter=15, random_state=0).fit(x, labels)
-    with torch.inference_mode():
-        drawn = model.decode(torch.randn(40 * count, 16)).sigmoid().numpy()
-    sure = judge.predict_proba(drawn)
-    rows = np.flatnonzero(sure.max(axis=1) >= 0.9)[:count]
-    return (drawn[rows] * 255).astype(np.uint8).reshape(-1, 28, 28), sure[rows].argmax(axis=1)
-
-
-def load_checkpoint(model: nn.Module, file: str) -> float:
-    kept = torch.load(file, weights_only=True)
-    model.load_state_dict(kept["state"])
-    return float(kept["rate"])
+KS = (30, 50, 100)
 
 
 def tracin(
-    model: Vae, files: list[str], x: torch.Tensor, made: torch.Tensor, most: int
-) -> tuple[dict[str, float], Any]:
-    """Seconds an image, one at a time and together; indices and scores ``(m, most)`` of the highest."""
+    model: vae.Vae, files: list[str], x: torch.Tensor, made: torch.Tensor, most: int, batch: int
+) -> tuple[float, Any]:
+    """Seconds, and indices and scores ``(m, most)`` of the training images with the highest scores."""
     from captum.influence import TracInCP
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum says which of its two ways it takes
         method = TracInCP(
-            model, torch.utils.data.TensorDataset(x, x), files, load_checkpoint, loss_fn=Elbo(), batch_size=128,
-            sample_wise_grads_per_batch=True,
+            model, torch.utils.data.TensorDataset(x, x), files, vae.load_checkpoint, loss_fn=vae.Elbo(),
+            batch_size=batch, sample_wise_grads_per_batch=True,
         )  # fmt: skip
         started = time.perf_counter()
         found = method.influence((made, made), k=most, proponents=True)
-        together = time.perf_counter() - started
-        started = time.perf_counter()
-        method.influence((made[:1], made[:1]), k=most, proponents=True)
-    return {"one at a time": time.perf_counter() - started, "together": together / len(made)}, found
+        return time.perf_counter() - started, found
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def rho(workspace: Any, batch: str | None, ks: tuple[int, ...]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = workspace.evaluate("identical-class", batch=batch, options={"ks": ks})[
+        "rows"
+    ]
+    return rows
 
 
 def main() -> None:
     parser = common.arguments(
-        __doc__, encoder="efficientnet", distances=("none", "l2@64", "lpips:alex@64"), training=10_000, generated=20,
-        epochs=20, checkpoints=4, seed=0,
+        __doc__, encoders=("efficientnet", "alexnet"), distances=("none", "l2@64", "lpips:alex@64"), training=10_000,
+        generated=100, vae="conv", epochs=20, checkpoints=4, batch=32, seed=0,
     )  # fmt: skip
+    parser.add_argument(
+        "--sizes", nargs="*", choices=vae.KINDS, default=[], help="VAEs to give TracIn's cost for"
+    )
+    parser.add_argument("--plots", type=Path, help="a folder for samples of the VAE")
     given = parser.parse_args()
     kit, work = common.Kit(given.kit), common.work_folder(given)
     torch.manual_seed(given.seed)
     digits = kit("mnist_train_10k_A", given.training)
-    x = torch.from_numpy(digits["images"]).reshape(-1, 784).float() / 255
-    (work / "vae").mkdir(parents=True, exist_ok=True)
+    x = torch.from_numpy(digits["images"]).flatten(1).float() / 255
     common.note("training the VAE")
-    model, files = train(x, given.epochs, given.checkpoints, work / "vae")
-    images, labels = samples(model, x.numpy(), digits["labels"], given.generated)
-    training, generated = (
-        work / f"mnist_train_10k_A-{given.training}",
-        work / f"vae-samples-{len(images)}-{given.seed}",
-    )
+    started = time.perf_counter()
+    model, files = vae.train(given.vae, x, given.epochs, given.checkpoints, work / "vae")
+    found: dict[str, Any] = {
+        "vae": given.vae, "parameters": parameters(model), "checkpoints": len(files),
+        "seconds to train the VAE": time.perf_counter() - started,
+    }  # fmt: skip
+    images, labels = vae.samples(model, x.numpy(), digits["labels"], given.generated)
+    if given.plots:
+        given.plots.mkdir(parents=True, exist_ok=True)
+        rows = [
+            np.concatenate(list(images[i : i + 10]), axis=1) for i in range(0, len(images) // 10 * 10, 10)
+        ]
+        Image.fromarray(np.concatenate(rows[:6])).save(given.plots / f"vae-{given.vae}-samples.png")
+    training = work / f"mnist_train_10k_A-{given.training}"
+    generated = work / f"vae-{given.vae}-samples-{time.strftime('%H%M%S')}"  # fresh: nothing is valued yet
     paths = common.write_set(digits["images"], training, label=digits["labels"])
     made = common.write_set(images, generated, label=labels)
-    found: dict[str, Any] = {
-        "training_images": len(paths),
-        "generated_images": len(made),
-        "seconds_per_image": {},
-    }
+    ks = tuple(k for k in KS if k <= len(paths))
+    found |= {"training_images": len(paths), "generated_images": len(made)}
 
-    seconds = found["seconds_per_image"]
-    workspace = None
+    seconds: dict[str, float] = {}
+    main_encoder = given.encoders[0]
     for distance in given.distances:
         common.note(distance)
-        path = work / common.slug("baselines", str(given.training), given.encoder, distance)
-        workspace = common.workspace(path, [training], **kit.encoder(given.encoder), distance=distance)
-        batch = generated.name
-        spent = workspace.value([generated], batch=batch)
-        if spent.get("valued"):
-            phases = {phase: s / len(made) for phase, s in spent["seconds"].items()}
-            seconds[distance] = phases.pop("total") - phases.pop("recover", 0.0)
-            found[f"phases, {distance}"] = phases
-        found[distance] = workspace.evaluate("identical-class", batch=batch)["rows"]
-    assert workspace is not None
+        path = work / common.slug("baselines", str(given.training), main_encoder, distance)
+        started = time.perf_counter()
+        with common.remembering(work):
+            workspace = common.workspace(path, [training], **kit.encoder(main_encoder), distance=distance)
+        found[f"seconds to take in, {distance}"] = time.perf_counter() - started
+        spent = workspace.value([generated], batch=generated.name)["seconds"]
+        seconds[distance] = spent["total"] / len(made)
+        found[f"phases, {distance}"] = spent
+        found[distance] = rho(workspace, generated.name, ks)
+        common.show(found, given.out, quiet=True)
 
-    common.note("VAE-TracIn")
-    cost, (rows, scores) = tracin(
-        model, files, x, torch.from_numpy(images).reshape(-1, 784).float() / 255, min(1000, len(x))
-    )
-    seconds.update({f"VAE-TracIn, {how}": s for how, s in cost.items()})
+    flat = torch.from_numpy(images).flatten(1).float() / 255
+    most = min(200, len(x))
+    common.note("VAE-TracIn, one image")
+    cost, _ = tracin(model, files, x, flat[:1], most, given.batch)
+    tracin_seconds = {f"{given.vae}, {len(files)} checkpoints": cost}
+    common.note("VAE-TracIn, all images")
+    cost, (rows, scores) = tracin(model, files, x, flat, most, given.batch)
+    found["VAE-TracIn, seconds an image when all are done together"] = cost / len(made)
     ranked = {"VAE-TracIn": (rows.numpy(), scores.numpy())}
-    ranked["raw nearest neighbours, pixels"] = nearest(x.numpy(), images.reshape(-1, 784) / 255.0, 200)
-    random = np.random.default_rng(given.seed)
-    picked = np.stack([random.permutation(len(paths))[:200] for _ in made])
-    ranked["random"] = (picked, random.random(picked.shape))
+    ranked["random"] = others.drawn(len(paths), len(made), most, given.seed)
+    ranked["raw-pixels"] = others.nearest(x.numpy(), flat.numpy(), most)
+    file = work / "recall-vectors.sqlite"
+    for encoder in given.encoders:
+        common.note("raw nearest neighbours", encoder)
+        embedded = [others.vectors(kit, encoder, both, file) for both in (paths, made)]
+        ranked[f"raw-{common.slug(encoder)}"] = others.nearest(*embedded, most)
     for method, (which, score) in ranked.items():
-        file = work / f"{common.slug(method.replace(' ', '-').replace(',', ''))}.parquet"
-        names = {"generated": np.repeat([str(p) for p in made], which.shape[1]),
-                 "training": np.array([str(p) for p in paths])[which.ravel()], "score": score.ravel()}  # fmt: skip
-        pq.write_table(pa.table(names), file)
-        into = file.with_suffix("") / time.strftime("%H%M%S")
-        workspace.import_scores(
-            file, into, method=method.split(",")[0].replace(" ", "-"), scores_are="similarity"
-        )
-        found[method] = common.Workspace(into).evaluate("identical-class")["rows"]
-    for distance in given.distances:
-        if distance in seconds:
-            found[f"times faster than VAE-TracIn, {distance}"] = {
-                how: s / seconds[distance] for how, s in cost.items()
-            }
+        other = others.imported(workspace, work / f"{generated.name}-{method}", made, paths, which, score)
+        found[method] = rho(other, None, ks)
+    common.show(found, given.out, quiet=True)
+    for kind in given.sizes:
+        common.note("cost of VAE-TracIn", kind)
+        other_model, kept = vae.train(kind, x, 1, 1, work / "vae-cost")
+        cost, _ = tracin(other_model, kept, x, flat[:1], most, given.batch)
+        tracin_seconds[f"{kind}, 1 checkpoint, {parameters(other_model):,} parameters"] = cost
+    found["seconds an image"] = seconds
+    found["VAE-TracIn, seconds an image, one at a time"] = tracin_seconds
+    found["times faster than VAE-TracIn"] = {
+        distance: {size: cost / mine for size, cost in tracin_seconds.items()}
+        for distance, mine in seconds.items()
+    }
     common.show(found, given.out)
-
-
-def nearest(training: np.ndarray, generated: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and minus the distance of the exact nearest by pixels."""
-    squares = (generated**2).sum(axis=1)[:, None] + (training**2).sum(axis=1) - 2 * generated @ training.T
-    rows = np.argsort(squares, axis=1, kind="stable")[:, :count]
-    return rows, -np.sqrt(np.take_along_axis(squares, rows, axis=1).clip(min=0))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """C3 and cost beside IF4GAN, influence estimation for GANs (Fig. 5, lower half of Table 4).
 
-    python scripts/reproduce/if4gan.py KIT [--training 10000] [--generated 100] [--epochs 20] [--check 0]
+    python scripts/reproduce/if4gan.py KIT [--training 10000] [--generated 100] [--epochs 15] [--check 0]
 
-A small DCGAN (no batch normalisation, smooth activations) is trained by this script on digits of which 100 are noisy,
+A small DCGAN (smooth activations, no batch normalisation) is trained by this script on digits of which 100 are noisy,
 by adversarial SGD. IF4GAN (Terashita et al. 2021; influence.py) traces all steps back and gives each training image
 the change of the inception score if it were left out; an image is worth what its removal would cost. Ours values the
 same images by samples of that GAN. Both, raw nearest neighbours and random credit are judged by the same code.
@@ -66,7 +66,7 @@ def sheet(images: np.ndarray, file: Path) -> None:
 def main() -> None:
     parser = common.arguments(
         __doc__, encoder="efficientnet", distances=("none", "l2@64", "lpips:alex@64"), noise="noisy05", training=10_000,
-        generated=100, epochs=20, batch=100, width=32, latent=32, rate_g=0.1, rate_d=0.05, judged=500, check=0,
+        generated=100, epochs=15, batch=50, width=16, latent=32, rate_g=0.1, rate_d=0.03, judged=500, check=0,
         ks=(30, 200), seed=0,
     )  # fmt: skip
     parser.add_argument("--plots", type=Path, help="a folder for samples of the GAN")

@@ -54,6 +54,11 @@ def vectors(kit: common.Kit, name: str, paths: Sequence[Path], remember: Path | 
     encoder: Any = load_encoder(settings["encoder"], weights=settings["encoder_weights"])
     if remember:
         encoder = common.Remembered(encoder, remember)
+    return encoded(encoder, paths)
+
+
+def encoded(encoder: Any, paths: Sequence[Path]) -> np.ndarray:
+    """float32 ``(n, dim)`` vectors of image files."""
     found = []
     for start in range(0, len(paths), 32):
         images = []
