@@ -10,9 +10,10 @@
     ├── StoreError
     │   ├── StoreUnavailable     no answer, or an answer that says "later"
     │   └── CollectionMismatch   the collection is not the one that the settings describe
-    └── LedgerError
-        ├── LedgerLocked         another process is writing
-        └── FingerprintMismatch  the evidence was made with other settings
+    ├── LedgerError
+    │   ├── LedgerLocked         another process is writing
+    │   └── FingerprintMismatch  the evidence was made with other settings
+    └── EngineError              the cluster that a run was spread over failed
 
 A message is one sentence that says what is wrong, with the offending value and the way out.
 """
@@ -62,3 +63,7 @@ class LedgerLocked(LedgerError):
 
 class FingerprintMismatch(LedgerError):
     """The ledger's evidence was made with other settings."""
+
+
+class EngineError(GmvError):
+    """The cluster that a run was spread over failed."""

@@ -65,6 +65,19 @@ def run_options(command: F) -> F:
     return command
 
 
+def engine_options(command: F) -> F:
+    """Where a run is made."""
+    workers = click.option(
+        "--ray-workers", type=click.IntRange(min=1), help="Worker processes.  [default: one for each GPU]"
+    )
+    engine = click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        help="ray: spread over a Ray cluster, against a Qdrant server.  [default: local]",
+    )
+    return engine(workers(command))
+
+
 def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
     """Open the workspace, with progress bars and this run's flags, and pass it first."""
 
@@ -73,7 +86,16 @@ def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
     def opened(path: Path, /, **options: Any) -> None:
         from gmv_qdrant.workspace import Workspace
 
-        names = ("device", "batch_size", "workers", "offline", "precision", "cache_dir")
+        names = (
+            "device",
+            "batch_size",
+            "workers",
+            "offline",
+            "precision",
+            "cache_dir",
+            "engine",
+            "ray_workers",
+        )
         overrides = {name: options.pop(name) for name in names if name in options}
         with bars() as progress:
             workspace = Workspace(path, progress=progress, **overrides)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import run_options, warn_if_stale, with_workspace
+from gmv_qdrant.cli.options import engine_options, run_options, warn_if_stale, with_workspace
 from gmv_qdrant.cli.render import note, print_json, print_summary
 
 
@@ -32,6 +32,7 @@ def _paths_or_retry(paths: tuple[str, ...], retry: bool) -> None:
 @click.option("--owner", help="Owner of images whose metadata names none.")
 @click.option("--readmit", is_flag=True, help="Take in images again that were withdrawn.")
 @retry_option
+@engine_options
 @run_options
 @with_workspace
 def ingest(
@@ -57,6 +58,7 @@ def ingest(
     "--batch", default="default", show_default=True, help="A name for this set of generated images."
 )
 @retry_option
+@engine_options
 @run_options
 @with_workspace
 def value(workspace: Any, paths: tuple[str, ...], batch: str, retry_quarantined: bool, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from gmv_qdrant.errors import ImageError, SourceError
 from gmv_qdrant.images.containers import container_count, container_stream, is_container, read_part
@@ -15,7 +16,44 @@ from gmv_qdrant.images.tables import HUB, check_hub, hub_stream, read_hub_row
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::[^/]*)?://")
 
 
-def open_sources(paths: Sequence[str], *, owner: str | None = None) -> Iterator[Record | Unusable]:
+@dataclass(frozen=True)
+class Sources:
+    """All images that ``paths`` lead to: iterate it, as often as you like, or send it to another process.
+
+    only: URIs to keep; None keeps all.
+    """
+
+    paths: tuple[str, ...]
+    owner: str | None = None
+    only: frozenset[str] | None = None
+
+    def __iter__(self) -> Iterator[Record | Unusable]:
+        for item in _stream(self.paths, self.owner):
+            if self.only is None or item.uri in self.only:
+                yield item
+
+    def count(self) -> int | None:
+        """As `count_images`."""
+        return count_images(self.paths) if self.only is None else len(self.only)
+
+    def parts(self) -> list[Sources]:
+        """The same images in the same order, in parts that can be read side by side: files together, others alone."""
+        found: list[list[str]] = []
+        for path in self.paths:
+            if found and _is_file(path) and _is_file(found[-1][-1]):
+                found[-1].append(path)
+            else:
+                found.append([path])
+        return [Sources(tuple(paths), self.owner, self.only) for paths in found]
+
+
+def _is_file(path: str) -> bool:
+    return not (path.startswith(HUB) or os.path.isdir(path) or is_container(path))
+
+
+def open_sources(
+    paths: Sequence[str], *, owner: str | None = None, only: frozenset[str] | None = None
+) -> Sources:
     """One stream of all images that ``paths`` lead to, in a fixed order and bounded memory.
 
     A path is a folder, an image file, a Parquet file with image bytes, a tar (WebDataset) or zip
@@ -41,7 +79,7 @@ def open_sources(paths: Sequence[str], *, owner: str | None = None) -> Iterator[
             check_hub(path)
         elif os.path.isdir(path) and next(candidates(path), None) is None:
             raise SourceError(f"The folder {printable(path)} holds no images, nor do the folders in it.")
-    return _stream(checked, owner)
+    return Sources(tuple(checked), owner, only)
 
 
 def _stream(paths: Sequence[str], owner: str | None) -> Iterator[Record | Unusable]:

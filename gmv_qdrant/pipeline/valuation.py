@@ -22,7 +22,14 @@ from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features, weight
 from gmv_qdrant.pipeline.loading import Embedder, Loaded, load, usable
-from gmv_qdrant.pipeline.matching import Known, Matcher, Matches, evidence_columns, require_training_images
+from gmv_qdrant.pipeline.matching import (
+    Known,
+    Matcher,
+    Matches,
+    evidence_columns,
+    require_training_images,
+    reserve_columns,
+)
 from gmv_qdrant.pipeline.streams import Behind, chunked
 
 CONSERVATION = 1e-9
@@ -32,10 +39,13 @@ CONSERVATION = 1e-9
 def value(context: Context, run: Run, records: Iterable[Record | Unusable], batch: str) -> None:
     """Value generated images, under the name ``batch``; those valued already against this training set stay."""
     require_training_images(context)
+    with run.timed("optimize"):
+        context.store.optimize()  # a withdrawal leaves none of the codes
+    valuation, book = Valuation(context, run), Book(context, run, batch)
     with Behind() as behind:
-        valuation = Valuation(context, run)
         for chunk in chunked(records, partial(weight, context), smallest=32, largest=1024):
-            valuation.take(usable(run, chunk), batch, behind)
+            if work := valuation.work(usable(run, chunk), batch):
+                behind.hand_over(partial(_finish, valuation, book, work))
             context.progress.advance(len(chunk))
     check_conservation(context, run)
 
@@ -56,18 +66,33 @@ def check_conservation(context: Context, run: Run) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Valued:
-    key: int
-    hash: str
-    epoch: int
-    label: str | None
-    attributes: str
+def _finish(valuation: Valuation, book: Book, work: Work) -> None:
+    book.write(work, valuation.match(work.spaces))
 
-    def same(self, item: Loaded, epoch: int) -> bool:
-        """Whether nothing is to be done: neither the image, its metadata nor the training set has changed."""
-        facts = (item.hash, epoch, item.record.label, _attributes(item))
-        return (self.hash, self.epoch, self.label, self.attributes) == facts
+
+@dataclass(slots=True)
+class Work:
+    """A chunk of generated images whose vectors are safe."""
+
+    images: pa.Table
+    """`IMAGES`."""
+    spaces: dict[str, np.ndarray]
+    """int64 ``(n, 2)`` locations of their vectors in each feature space."""
+
+
+IMAGES = pa.schema(
+    [
+        ("point_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("uri", pa.string()),
+        ("label", pa.string()),
+        ("quality", pa.float64()),
+        ("attributes", pa.string()),
+    ]
+)
+
+_Facts = tuple[str, int, str | None, str]
+"""Content hash, epoch, label and attributes of a generated image: what its evidence follows from."""
 
 
 @dataclass(slots=True)
@@ -85,11 +110,7 @@ class Valuation:
         self.context = context
         self.run = run
         self.matcher = Matcher(context, run)
-        with context.ledger.read() as con:
-            self.next_key: int = con.execute(
-                "SELECT coalesce(max(generated_key), 0) + 1 FROM generated"
-            ).fetchall()[0][0]
-        self.in_flight: dict[str, _Valued] = {}
+        self.in_flight: dict[str, _Facts] = {}
         """URI -> what the chunk that is being written makes of it."""
         self.vectors_in_flight: dict[str, _Vectors] = {}
 
@@ -98,15 +119,17 @@ class Valuation:
         """Loaded when there is an image to embed: `match` needs no network."""
         return Embedder(self.context, views=self.context.views, quality=True)
 
-    def take(self, records: Sequence[Record], batch: str, behind: Behind) -> None:
-        """One chunk: all of it durable when ``behind`` has done what it is given."""
+    def work(self, records: Sequence[Record], batch: str) -> Work | None:
+        """Read, hash and embed what isn't valued yet; None when nothing is to be done.
+
+        It only reads the ledger, and doing a chunk twice does no harm.
+        """
         once = {record.uri: record for record in records}  # a path may have been given twice
         loaded = list(load(self.context, self.run, list(once.values())))
         known = self._known([item.record.uri for item in loaded], batch) | self.in_flight
         todo = []
         for item in loaded:
-            seen = known.get(item.record.uri)
-            if seen and seen.same(item, self.run.epoch):
+            if known.get(item.record.uri) == self._facts(item):
                 self.run.counts["unchanged"] += 1
                 self.run.heal([item.record.uri])
             else:
@@ -114,55 +137,28 @@ class Valuation:
         vectors = self._vectors({item.hash: item for item in todo})
         valued = [item for item in todo if item.hash in vectors]
         if not valued:
-            return
-        keys = [self._key(known.get(item.record.uri)) for item in valued]
+            return None
+        images = [
+            {
+                "point_id": str(item.point_id),
+                "content_hash": item.hash,
+                "uri": item.record.uri,
+                "label": item.record.label,
+                "quality": vectors[item.hash].quality,
+                "attributes": json.dumps(item.record.attributes),
+            }
+            for item in valued
+        ]
         spaces = {
             space: np.array([vectors[item.hash].locations[space] for item in valued], dtype=np.int64)
             for space in self.context.generated_spaces
         }
-        behind.hand_over(partial(self._commit, valued, keys, batch, vectors, spaces))
         self.vectors_in_flight = vectors
-        self.in_flight = {
-            item.record.uri: _Valued(key, item.hash, self.run.epoch, item.record.label, _attributes(item))
-            for item, key in zip(valued, keys, strict=True)
-        }
+        self.in_flight = {item.record.uri: self._facts(item) for item in valued}
+        return Work(pa.Table.from_pylist(images, IMAGES), spaces)
 
-    def _commit(
-        self,
-        valued: Sequence[Loaded],
-        keys: Sequence[int],
-        batch: str,
-        vectors: dict[str, _Vectors],
-        spaces: dict[str, np.ndarray],
-    ) -> None:
-        evidence = self.match(spaces)
-        with self.run.timed("write"), self.context.ledger.write() as con:
-            replace_matches(con, keys, evidence)
-            con.execute("DELETE FROM generated WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [keys])
-            insert(
-                con,
-                "generated",
-                {
-                    "generated_key": keys,
-                    "point_id": [str(item.point_id) for item in valued],
-                    "content_hash": [item.hash for item in valued],
-                    "uri": [item.record.uri for item in valued],
-                    "batch": [batch] * len(keys),
-                    "label": pa.array([item.record.label for item in valued], pa.string()),
-                    "quality": pa.array([vectors[item.hash].quality for item in valued], pa.float64()),
-                    "recall_radius": [matches.radius for matches in evidence],
-                    "epoch_valued": [self.run.epoch] * len(keys),
-                    "attributes": [_attributes(item) for item in valued],
-                },
-            )
-            for space, locations in spaces.items():
-                con.execute(
-                    "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))",
-                    [space, keys],
-                )
-                insert_features(con, space, keys, locations)
-            self.run.write_quarantine(con, healed=[item.record.uri for item in valued])
-        self.run.counts["valued"] += len(valued)
+    def _facts(self, item: Loaded) -> _Facts:
+        return item.hash, self.run.epoch, item.record.label, json.dumps(item.record.attributes)
 
     def _vectors(self, images: dict[str, Loaded]) -> dict[str, _Vectors]:
         """Where the vectors of each content are: known from another valuation, or computed now."""
@@ -220,30 +216,71 @@ class Valuation:
             evidence += self.matcher.match(recall, rerank, some)
         return evidence
 
-    def _key(self, known: _Valued | None) -> int:
-        if known:
-            return known.key
-        self.next_key += 1
-        return self.next_key - 1
-
-    def _known(self, uris: list[str], batch: str) -> dict[str, _Valued]:
+    def _known(self, uris: list[str], batch: str) -> dict[str, _Facts]:
         rows = self.context.ledger.query(
-            """SELECT uri, generated_key, content_hash, epoch_valued, label, attributes
+            """SELECT uri, content_hash, epoch_valued, label, attributes
             FROM generated JOIN uris USING (uri) WHERE batch = $batch""",
             {"batch": batch},
             uris=pa.table({"uri": pa.array(sorted(set(uris)), pa.string())}),
         )
-        return {
-            row["uri"]: _Valued(*(value for name, value in row.items() if name != "uri"))
-            for row in rows.to_pylist()
-        }
+        return {uri: tuple(facts) for uri, *facts in zip(*(c.to_pylist() for c in rows.columns), strict=True)}
 
 
-def _attributes(item: Loaded) -> str:
-    return json.dumps(item.record.attributes)
+class Book:
+    """Writes evidence to the ledger under the name ``batch``: one transaction for a chunk, and keys for new images."""
+
+    def __init__(self, context: Context, run: Run, batch: str) -> None:
+        self.context = context
+        self.run = run
+        self.batch = batch
+        with context.ledger.read() as con:
+            self.next_key: int = con.execute(
+                "SELECT coalesce(max(generated_key), 0) + 1 FROM generated"
+            ).fetchall()[0][0]
+
+    def write(self, work: Work, evidence: Sequence[Matches]) -> None:
+        """In place of what these images had."""
+        uris = work.images["uri"].to_pylist()
+        keys = self._keys(uris)
+        with self.run.timed("write"), self.context.ledger.write() as con:
+            replace_matches(con, keys, evidence)
+            con.execute("DELETE FROM generated WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [keys])
+            insert(
+                con,
+                "generated",
+                {
+                    "generated_key": keys,
+                    **{name: work.images[name] for name in IMAGES.names},
+                    "batch": [self.batch] * len(keys),
+                    "recall_radius": [matches.radius for matches in evidence],
+                    "epoch_valued": [self.run.epoch] * len(keys),
+                },
+            )
+            for space, locations in work.spaces.items():
+                con.execute(
+                    "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))",
+                    [space, keys],
+                )
+                insert_features(con, space, keys, locations)
+            self.run.write_quarantine(con, healed=uris)
+        self.run.counts["valued"] += len(keys)
+
+    def _keys(self, uris: list[str]) -> list[int]:
+        known = self.context.ledger.query(
+            "SELECT uri, generated_key FROM generated JOIN uris USING (uri) WHERE batch = $batch",
+            {"batch": self.batch},
+            uris=pa.table({"uri": pa.array(uris, pa.string())}),
+        )
+        keys = dict(zip(known["uri"].to_pylist(), known["generated_key"].to_pylist(), strict=True))
+        for uri in uris:
+            if uri not in keys:
+                keys[uri] = self.next_key
+                self.next_key += 1
+        return [keys[uri] for uri in uris]
 
 
 def replace_matches(con: Connection, keys: Sequence[int], evidence: Sequence[Matches]) -> None:
     """The evidence of these generated images, in place of what there was."""
-    con.execute("DELETE FROM matches WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
-    insert(con, "matches", evidence_columns(keys, evidence))
+    for table, columns in (("matches", evidence_columns), ("reserve", reserve_columns)):
+        con.execute(f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
+        insert(con, table, columns(keys, evidence))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gmv_qdrant.errors import SettingsError, SourceError
@@ -16,7 +17,6 @@ from gmv_qdrant.settings import EVIDENCE, FILE, Settings
 from gmv_qdrant.workspace.opening import Opened
 
 if TYPE_CHECKING:
-    from gmv_qdrant.images.records import Record, Unusable
     from gmv_qdrant.pipeline.checking import Finding
     from gmv_qdrant.pipeline.streams import Progress
 
@@ -38,7 +38,7 @@ class Writing(Opened):
         retry_quarantined: in place of paths, the inputs in quarantine from earlier ingests, as they were asked for.
         Raises `SourceError` for a path that is missing or holds no image.
         """
-        from gmv_qdrant.pipeline.ingest import ingest
+        from gmv_qdrant.images.sources import open_sources
 
         if "adopted" in self.ledger.meta():
             raise SettingsError(
@@ -47,10 +47,12 @@ class Writing(Opened):
             )
 
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
-            total, records = self._records(names, owner, only)
+            engine = self._engine()
+            records = open_sources(names, owner=owner, only=only)
+            total = records.count()
             with self._run("ingest", paths=names, owner=owner) as (context, run):
                 context.progress.phase("ingest", total)
-                ingest(context, run, records, readmit=readmit)
+                engine.ingest(context, run, records, readmit=readmit)
             return run.summary()
 
         if not retry_quarantined:
@@ -69,18 +71,20 @@ class Writing(Opened):
 
         retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
         """
+        from gmv_qdrant.images.sources import open_sources
         from gmv_qdrant.pipeline.rerank_vectors import missing_rerank_vectors
-        from gmv_qdrant.pipeline.valuation import value
 
         def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
-            total, records = self._records(names, None, only)
+            engine = self._engine()
+            records = open_sources(names, only=only)
+            total = records.count()
             with self._run("value", paths=names, batch=batch) as (context, run):
                 if total and (most := missing_rerank_vectors(context, total)):
                     context.progress.note(
                         f"up to {most:,} re-rank vectors are computed from their images, each once"
                     )
                 context.progress.phase("value", total)
-                value(context, run, records, batch)
+                engine.value(context, run, records, batch)
             return run.summary()
 
         if not retry_quarantined:
@@ -88,16 +92,16 @@ class Writing(Opened):
         _refuse(paths, "paths are those of the runs that failed")
         return self._retry("value", lambda request, only: run_once(request["paths"], request["batch"], only))
 
-    def _records(
-        self, names: list[str], owner: str | None, only: frozenset[str] | None
-    ) -> tuple[int | None, Iterator[Record | Unusable]]:
-        """How many images are to come, when that is known, and the stream of them."""
-        from gmv_qdrant.images.sources import count_images, open_sources
+    def _engine(self) -> ModuleType:
+        """What carries out ``ingest`` and ``value``. Raises `SettingsError` where Ray can't."""
+        if self.settings.engine == "local":
+            from gmv_qdrant.pipeline import local
 
-        records = open_sources(names, owner=owner)
-        if only is None:
-            return count_images(names), records
-        return len(only), (record for record in records if record.uri in only)
+            return local
+        from gmv_qdrant.cluster import jobs
+
+        jobs.require(self.settings)
+        return jobs
 
     def _retry(
         self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
