@@ -11,7 +11,5 @@ check:
 test *ARGS:
     pytest {{ARGS}}
 
-bench:
-    python scripts/bench/credits.py
-    python scripts/bench/recall.py
-    python scripts/bench/rerank.py
+bench DATA WORK *ARGS:
+    python scripts/bench/all.py --data {{DATA}} --work {{WORK}} {{ARGS}}
