@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,3 +28,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared() -> Path:
     """The folder with real images (``data/images/*.npz``) and weights (``data/weights``)."""
     return SHARED
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder, in memory where there is room."""
+    import tiny
+
+    with tiny.scratch() as path:
+        yield path
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are given up on in seconds, and none is found in the environment."""
+    import gmv_qdrant.store as stores
+    from gmv_qdrant.store import connection, server_collections
+
+    config = stores._config
+    monkeypatch.setattr(
+        stores, "_config", lambda settings: replace(config(settings), timeout=2, patience=1.5)
+    )
+    monkeypatch.setattr(connection, "_backoff", lambda _: 0.02)
+    monkeypatch.setattr(server_collections, "POLL", 0.02)
+    for name in ("QDRANT_URL", "QDRANT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)

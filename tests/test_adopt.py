@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,14 @@ from click.testing import CliRunner, Result
 from qdrant_client.http import models as m
 from store.loopback import Fault, Loopback, is_write
 
-import gmv_qdrant.store as stores
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import CollectionMismatch, GmvError, SettingsError, SourceError, StoreError
-from gmv_qdrant.store import connection, server_collections
 
+pytestmark = pytest.mark.usefixtures("impatient")
 TRAINING, GENERATED = range(40), range(100, 105)
 SETTINGS = {name: value for name, value in tiny.SETTINGS.items() if name != "quantization"}
 OWNERS = ("ada", "bo", "chi")
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = stores._config
-    monkeypatch.setattr(
-        stores, "_config", lambda settings: replace(config(settings), timeout=2, patience=1.5)
-    )
-    monkeypatch.setattr(connection, "_backoff", lambda _: 0.02)
-    monkeypatch.setattr(server_collections, "POLL", 0.02)
-    for name in ("QDRANT_URL", "QDRANT_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tiny.scratch() as path:
-        yield path
 
 
 class ReadOnly(Loopback):

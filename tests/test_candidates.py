@@ -24,12 +24,6 @@ SETTINGS = {**tiny.SETTINGS, "candidates": K}
 GENERATED = range(500, 512)
 
 
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with tiny.scratch() as folder:
-        yield folder
-
-
 @contextmanager
 def no_search() -> Iterator[None]:
     def refuse(*_: Any) -> None:
@@ -51,10 +45,10 @@ def counted_searches() -> Iterator[list[int]]:
         yield queries
 
 
-def start(root: Path, training: range, **settings: Any) -> Workspace:
-    workspace = Workspace.init(root / "workspace", **{**SETTINGS, **settings})
-    workspace.ingest(tiny.write(root / "training", training), owner="ada")
-    workspace.value(tiny.write(root / "generated", GENERATED))
+def start(folder: Path, training: range, **settings: Any) -> Workspace:
+    workspace = Workspace.init(folder / "workspace", **{**SETTINGS, **settings})
+    workspace.ingest(tiny.write(folder / "training", training), owner="ada")
+    workspace.value(tiny.write(folder / "generated", GENERATED))
     return workspace
 
 
@@ -99,9 +93,9 @@ def assert_credits(workspace: Workspace, training: set[int]) -> None:
     assert workspace.check() == []
 
 
-def test_what_comes_is_put_in_its_place_without_a_search(root: Path) -> None:
-    workspace = start(root, range(60))
-    workspace.ingest(tiny.write(root / "new", range(60, 66)), owner="bo")
+def test_what_comes_is_put_in_its_place_without_a_search(folder: Path) -> None:
+    workspace = start(folder, range(60))
+    workspace.ingest(tiny.write(folder / "new", range(60, 66)), owner="bo")
     assert workspace.stale() == len(GENERATED)
     with no_search():
         summary = workspace.update()
@@ -110,8 +104,8 @@ def test_what_comes_is_put_in_its_place_without_a_search(root: Path) -> None:
     assert_exact(workspace, set(range(66)))
 
 
-def test_what_goes_is_replaced_from_the_reserve_at_once(root: Path) -> None:
-    workspace = start(root, range(60))
+def test_what_goes_is_replaced_from_the_reserve_at_once(folder: Path) -> None:
+    workspace = start(folder, range(60))
     before = lists(workspace, "matches")
     gone = 7
     with no_search():
@@ -120,8 +114,8 @@ def test_what_goes_is_replaced_from_the_reserve_at_once(root: Path) -> None:
     assert_exact(workspace, set(range(60)) - {gone})
 
 
-def test_a_reserve_that_is_used_up_is_searched_anew(root: Path) -> None:
-    workspace = start(root, range(60))
+def test_a_reserve_that_is_used_up_is_searched_anew(folder: Path) -> None:
+    workspace = start(folder, range(60))
     nearest = sorted(range(60), key=lambda one: tiny._pair(GENERATED[0], one)[0])[: RESERVE + 2]
     workspace.withdraw(ids=[str(tiny.point(one)) for one in nearest])
     stale = workspace.stale()
@@ -132,14 +126,14 @@ def test_a_reserve_that_is_used_up_is_searched_anew(root: Path) -> None:
     assert_exact(workspace, set(range(60)) - set(nearest))
 
 
-def test_many_comings_and_goings(root: Path) -> None:
+def test_many_comings_and_goings(folder: Path) -> None:
     random = np.random.default_rng(3)
     training = set(range(50))
-    workspace = start(root, range(50))
+    workspace = start(folder, range(50))
     unseen = list(range(50, 110))
     for turn in range(3):
         come = [unseen.pop() for _ in range(int(random.integers(1, 5)))]
-        workspace.ingest(tiny.write(root / f"new-{turn}", come), owner="bo")
+        workspace.ingest(tiny.write(folder / f"new-{turn}", come), owner="bo")
         training |= set(come)
         gone = set(random.choice(sorted(training), 2, replace=False).tolist())
         workspace.withdraw(ids=[str(tiny.point(one)) for one in gone])  # while images are stale, too
@@ -148,30 +142,30 @@ def test_many_comings_and_goings(root: Path) -> None:
         assert_exact(workspace, training)
 
 
-def test_more_than_half_of_the_candidates_new_is_searched(root: Path) -> None:
-    workspace = start(root, range(30))
-    workspace.ingest(tiny.write(root / "new", range(100, 200)), owner="bo")
+def test_more_than_half_of_the_candidates_new_is_searched(folder: Path) -> None:
+    workspace = start(folder, range(30))
+    workspace.ingest(tiny.write(folder / "new", range(100, 200)), owner="bo")
     with counted_searches() as queries:
         summary = workspace.update()
     assert summary["searched"] == sum(queries) == len(GENERATED)
     assert_exact(workspace, {*range(30), *range(100, 200)})
 
 
-def test_what_rounding_could_decide_is_searched(root: Path) -> None:
+def test_what_rounding_could_decide_is_searched(folder: Path) -> None:
     """Copies of the K-th candidate under another hash: equal vectors, so that ids decide who is a candidate."""
-    workspace = start(root, range(60))
+    workspace = start(folder, range(60))
     seed = GENERATED[0]
     order = sorted(range(60), key=lambda one: tiny._pair(seed, one)[0])
-    copies = root / "copies"
+    copies = folder / "copies"
     copies.mkdir()
     for level in range(4):  # the same pixels in other bytes
         Image.fromarray(tiny.pixels(order[K - 1])).save(copies / f"{level}.png", compress_level=level)
     workspace.ingest([copies], owner="bo")
     summary = workspace.update()
     assert summary["searched"] >= 1
-    again = Workspace.init(root / "again", **SETTINGS)
-    again.ingest([root / "training", copies])
-    again.value([root / "generated"])
+    again = Workspace.init(folder / "again", **SETTINGS)
+    again.ingest([folder / "training", copies])
+    again.value([folder / "generated"])
     for table in ("matches", "reserve"):
         mine, fresh = lists(workspace, table), lists(again, table)
         assert {uri: set(points) for uri, points in mine.items()} == {uri: set(p) for uri, p in fresh.items()}
@@ -179,17 +173,17 @@ def test_what_rounding_could_decide_is_searched(root: Path) -> None:
 
 
 @pytest.mark.parametrize("views", ["none", "flip"])
-def test_two_views_are_searched(root: Path, views: str) -> None:
-    workspace = start(root, range(60), views=views)
+def test_two_views_are_searched(folder: Path, views: str) -> None:
+    workspace = start(folder, range(60), views=views)
     reserves = sum(map(len, lists(workspace, "reserve").values()))
     assert reserves == (RESERVE * len(GENERATED) if views == "none" else 0)
-    workspace.ingest(tiny.write(root / "new", range(60, 64)), owner="bo")
+    workspace.ingest(tiny.write(folder / "new", range(60, 64)), owner="bo")
     summary = workspace.update()
     assert (summary["searched"] == summary["affected"]) == (views == "flip")
 
 
-def test_older_ledgers_are_brought_up_to_date(root: Path) -> None:
-    workspace = start(root, range(60))
+def test_older_ledgers_are_brought_up_to_date(folder: Path) -> None:
+    workspace = start(folder, range(60))
     expected = tiny.values(workspace, 5)
     with duckdb.connect(str(workspace.path / "ledger.duckdb")) as con:
         con.execute("DROP TABLE reserve; ALTER TABLE matches DROP COLUMN recall_distance")
@@ -198,12 +192,12 @@ def test_older_ledgers_are_brought_up_to_date(root: Path) -> None:
     assert again.ledger.meta()["schema_version"] == SCHEMA_VERSION
     assert tiny.values(again, 5) == expected
     again.withdraw(ids=[str(tiny.point(7))])
-    again.ingest(tiny.write(root / "new", range(60, 64)), owner="bo")
+    again.ingest(tiny.write(folder / "new", range(60, 64)), owner="bo")
     summary = again.update()
     assert summary["searched"] == summary["affected"] > 0  # recall distances were not kept then
     assert_credits(again, {*range(64)} - {7})
 
 
-def test_a_fresh_ledger_needs_no_upgrade(root: Path) -> None:
-    Ledger.create(root / "ledger.duckdb")
-    assert Ledger.open(root / "ledger.duckdb").meta()["schema_version"] == SCHEMA_VERSION
+def test_a_fresh_ledger_needs_no_upgrade(folder: Path) -> None:
+    Ledger.create(folder / "ledger.duckdb")
+    assert Ledger.open(folder / "ledger.duckdb").meta()["schema_version"] == SCHEMA_VERSION

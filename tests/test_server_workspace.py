@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,15 @@ import tiny
 from click.testing import CliRunner, Result
 from store.loopback import Fault, Loopback
 
-import gmv_qdrant.store as stores
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import CollectionMismatch, SettingsError, StoreError, StoreUnavailable
 from gmv_qdrant.pipeline import moving
-from gmv_qdrant.store import connection, server_collections
 from gmv_qdrant.store import migrate as migration
 
+pytestmark = pytest.mark.usefixtures("impatient")
 TRAINING, GENERATED = range(40), range(100, 106)
 KEY = "sk-7d1c-very-secret"
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = stores._config
-    monkeypatch.setattr(
-        stores, "_config", lambda settings: replace(config(settings), timeout=2, patience=1.5)
-    )
-    monkeypatch.setattr(connection, "_backoff", lambda _: 0.02)
-    monkeypatch.setattr(server_collections, "POLL", 0.02)
-    for name in ("QDRANT_URL", "QDRANT_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tiny.scratch() as path:
-        yield path
 
 
 @pytest.fixture
