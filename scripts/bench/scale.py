@@ -75,10 +75,10 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     from gmv_qdrant.pipeline.engine_rerank import EngineRerank
     from gmv_qdrant.pipeline.ingest import insert_features
     from gmv_qdrant.pipeline.valuation import Valuation
-    from gmv_qdrant.store import edge, segments
+    from gmv_qdrant.store import edge, search, segments
 
     if task["graph"] is not None:
-        edge.HNSW_POINTS = segments.HNSW_POINTS = 1 if task["graph"] else sys.maxsize
+        edge.HNSW_POINTS = segments.HNSW_POINTS = search.HNSW_POINTS = 1 if task["graph"] else sys.maxsize
     root = Path(task["root"])
     shutil.rmtree(root, ignore_errors=True)
     data = np.load(task["data"], mmap_mode="r")

@@ -52,6 +52,25 @@ def test_oversampling_is_raised_until_the_target_is_met(
         assert best.exact or measure_recall(store, few, 20, best) == 1.0
 
 
+def test_with_a_graph_the_narrowest_search_that_is_good_enough_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, queries = clustered(3_000, 64), clustered(25, 64, seed=1)
+    spec = CollectionSpec("training", 64, quantization="scalar")
+    with EdgeStore.open(tmp_path, spec) as store:
+        store.upsert(ids_of(3_000), rows, [{}] * 3_000)
+        for module in ("edge", "segments", "search"):
+            monkeypatch.setattr(f"gmv_qdrant.store.{module}.HNSW_POINTS", 1_000)
+        store.optimize(force=True)
+        wide = default_params("scalar", 20)
+        params, recall = calibrate_search(store, queries, 20, target=0.9)
+        assert params.oversampling == 1.0 < wide.oversampling
+        assert 0.95 <= recall == measure_recall(store, queries, 20, params)
+        none, recall = calibrate_search(store, queries, 20, target=1.0)
+        assert recall == 1.0
+        assert none.exact or measure_recall(store, queries, 20, none) == 1.0
+
+
 def test_nothing_to_search_is_found_completely(tmp_path: Path) -> None:
     with EdgeStore.open(tmp_path, CollectionSpec("training", 8)) as store:
         params, recall = calibrate_search(store, clustered(3, 8), 10)
