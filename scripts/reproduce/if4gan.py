@@ -7,7 +7,8 @@ by adversarial SGD. IF4GAN (Terashita et al. 2021; influence.py) traces all step
 the change of the inception score if it were left out; an image is worth what its removal would cost. Ours values the
 same images by samples of that GAN. Both, raw nearest neighbours and random credit are judged by the same code.
 IF4GAN's scores don't belong to single generated images, so they are imported as those of one; as ranks, which is all
-that C3 asks for. ``--check N`` retrains the GAN without each of N training images and compares with the estimates.
+that C3 asks for. ``--traced`` says how many of the last epochs are traced back (0: all; the authors take the last of
+20 to clean a data set); ``--check N`` makes them again without each of N training images and compares.
 
 Seconds are of what has to be done anew for each generator: training it, and taking in the training images, count on
 neither side.
@@ -40,14 +41,18 @@ def c3(workspace: Any, k: int | None) -> list[dict[str, Any]]:
 
 
 def checked(
-    gan: influence.Gan, x: torch.Tensor, given: Any, effects: np.ndarray, metric: Any, now: float
+    gan: influence.Gan,
+    x: torch.Tensor,
+    traced: influence.Trajectory,
+    effects: np.ndarray,
+    metric: Any,
+    chosen: np.ndarray,
 ) -> dict[str, float]:
-    """Estimates beside what happened when the GAN was trained again without an image."""
-    chosen = np.random.default_rng(given.seed).permutation(len(x))[: given.check]
-    true = []
-    for j in chosen.tolist():
-        again = influence.train(gan, x, given.batch, given.epochs, given.seed, without=j)
-        true.append(float(metric(again.states[-1])) - now)
+    """Estimates beside what happened when the same steps were made again without an image."""
+    now = float(metric(traced.states[-1]))
+    true = [
+        float(metric(influence.replay(gan, x, traced, without=j).states[-1])) - now for j in chosen.tolist()
+    ]
     return {
         "images": len(chosen),
         "correlation": float(np.corrcoef(effects[chosen], true)[0, 1]),
@@ -66,8 +71,8 @@ def sheet(images: np.ndarray, file: Path) -> None:
 def main() -> None:
     parser = common.arguments(
         __doc__, encoder="efficientnet", distances=("none", "l2@64", "lpips:alex@64"), noise="noisy05", training=10_000,
-        generated=100, epochs=15, batch=50, width=16, latent=32, rate_g=0.1, rate_d=0.03, judged=500, check=0,
-        ks=(30, 200), seed=0,
+        generated=100, epochs=15, batch=50, width=16, latent=32, rate_g=0.1, rate_d=0.03, judged=500, traced=(1, 0),
+        check=0, ks=(30, 200), seed=0,
     )  # fmt: skip
     parser.add_argument("--plots", type=Path, help="a folder for samples of the GAN")
     given = parser.parse_args()
@@ -94,11 +99,11 @@ def main() -> None:
     started = time.perf_counter()
     trajectory = influence.train(gan, x, given.batch, given.epochs, given.seed)
     found["seconds to train the GAN"] = time.perf_counter() - started
-    now = float(metric(trajectory.states[-1]))
+    now = float(np.exp(float(metric(trajectory.states[-1]))))
     found["GAN"] = {
         "parameters": sum(p.numel() for p in trajectory.states[0]), "steps": len(trajectory.batches),
-        "inception_score": float(np.exp(now)), "before_training": float(np.exp(float(metric(trajectory.states[0])))),
-        "real_images": float(influence.log_inception_score(judge, x[: given.judged]).exp()),
+        "inception_score": now, "before_training": float(np.exp(float(metric(trajectory.states[0])))),
+        "real_images": float(influence.log_inception_score(judge, x[common.spaced(len(labels), given.judged)]).exp()),
     }  # fmt: skip
     with torch.inference_mode():
         fresh = torch.randn(given.generated, given.latent)
@@ -108,15 +113,26 @@ def main() -> None:
         given.plots.mkdir(parents=True, exist_ok=True)
         sheet(images, given.plots / "if4gan-samples.png")
 
-    common.note("IF4GAN")
-    started = time.perf_counter()
-    effects = influence.removal_effects(gan, trajectory, x, metric)
-    seconds = {"IF4GAN": time.perf_counter() - started}
-    found["effects"] = {"mean": float(effects.mean()), "largest": float(np.abs(effects).max())}
-    if given.check:
-        common.note("retraining without single images")
-        found["against retraining"] = checked(gan, x, given, effects, metric, now)
-    common.show(found, given.out, quiet=True)
+    seconds: dict[str, float] = {}
+    effects: dict[str, np.ndarray] = {}
+    per_epoch = len(trajectory.batches) // given.epochs
+    chosen = np.random.default_rng(given.seed).permutation(len(x))[: given.check]
+    for epochs in given.traced:
+        name = (
+            f"IF4GAN, last {epochs} of {given.epochs} epochs"
+            if epochs
+            else f"IF4GAN, all {given.epochs} epochs"
+        )
+        common.note(name)
+        traced = trajectory.last(epochs * per_epoch)
+        started = time.perf_counter()
+        mine = effects[name] = influence.removal_effects(gan, traced, x, metric)
+        seconds[name] = time.perf_counter() - started
+        found[f"{name}, effects"] = {"mean": float(mine.mean()), "largest": float(np.abs(mine).max())}
+        if given.check:
+            common.note("making the steps again without single images")
+            found[f"{name}, against retraining"] = checked(gan, x, traced, mine, metric, chosen)
+        common.show(found, given.out, quiet=True)
 
     training = work / f"mnist-{given.training}-{given.noise}"
     tag = f"{given.epochs}-{given.width}-{given.training}-{given.seed}"
@@ -137,10 +153,12 @@ def main() -> None:
         common.show(found, given.out, quiet=True)
 
     most = min(len(x), MOST_RANKS)
-    worth = rankdata(-effects) / len(x)
-    best = np.argsort(-worth, kind="stable")[None, :most]
-    other = others.imported(workspace, work / f"IF4GAN-{tag}", made[:1], paths, best, worth[best])
-    found["IF4GAN"] = c3(other, None)
+    for name, mine in effects.items():
+        worth = rankdata(-mine) / len(x)
+        best = np.argsort(-worth, kind="stable")[None, :most]
+        into = work / f"{name.replace(' ', '-').replace(',', '')}-{tag}"
+        other = others.imported(workspace, into, made[:1], paths, best, worth[best])
+        found[name] = c3(other, None)
     count, file = max(given.ks), work / "recall-vectors.sqlite"
     embedded = [others.vectors(kit, given.encoder, both, file) for both in (paths, made)]
     for method, ranked in {
@@ -151,7 +169,10 @@ def main() -> None:
         for k in given.ks:
             found[f"{method}, k = {k}"] = c3(other, min(k, len(x)))
     found["seconds"] = seconds
-    found["times faster than IF4GAN"] = {name: seconds["IF4GAN"] / seconds[name] for name in given.distances}
+    found["times faster"] = {
+        distance: {name: seconds[name] / seconds[distance] for name in effects}
+        for distance in given.distances
+    }
     common.show(found, given.out)
 
 

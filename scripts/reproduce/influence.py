@@ -9,7 +9,9 @@ all steps are kept. The effect of leaving out image j on a metric V of the final
 where w_j weighs j in the loss of the batch (1 to 0, divided by the same batch size: the authors' counterfactual SGD).
 The products with the Jacobian of a step, cross terms of the two networks included, come from differentiating the step
 itself; one pass back over a step gives u(t) and the part of all images of its batch. This is the authors' linear
-estimator, and cheaper than taking each image's gradient in turn.
+estimator, and cheaper than taking each image's gradient in turn. They trace back the last epoch of 20 to clean a data
+set, and the last 1, 5, 10, 20 or all of 50 epochs to judge the estimator: a first-order estimate grows without bound
+over a long training.
 """
 
 from __future__ import annotations
@@ -87,42 +89,44 @@ class Trajectory:
     batches: list[torch.Tensor]
     latents: list[torch.Tensor]
 
+    def last(self, steps: int) -> Trajectory:
+        """Its last steps; none is all."""
+        first = len(self.batches) - steps if steps else 0
+        return Trajectory(self.states[first:], self.batches[first:], self.latents[first:])
 
-def schedule(
-    n: int, batch: int, epochs: int, latent: int, seed: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Batches and latents of all steps: the same for a training run and for its counterfactuals."""
+
+def train(gan: Gan, x: torch.Tensor, batch: int, epochs: int, seed: int) -> Trajectory:
+    """Train from the networks' parameters, which stay as they are."""
     random = torch.Generator().manual_seed(seed)
-    batches = [rows for _ in range(epochs) for rows in torch.randperm(n, generator=random).split(batch)]
-    return batches, [torch.randn(len(rows), latent, generator=random) for rows in batches]
+    batches = [rows for _ in range(epochs) for rows in torch.randperm(len(x), generator=random).split(batch)]
+    latents = [torch.randn(len(rows), gan.latent, generator=random) for rows in batches]
+    return replay(gan, x, Trajectory([gan.state()], batches, latents))
 
 
-def train(
-    gan: Gan,
-    x: torch.Tensor,
-    batch: int,
-    epochs: int,
-    seed: int,
-    *,
-    without: int | None = None,
-    weight: float = 0.0,
+def replay(
+    gan: Gan, x: torch.Tensor, past: Trajectory, *, without: int | None = None, weight: float = 0.0
 ) -> Trajectory:
-    """Train from the networks' parameters, which stay as they are. without: an image that has ``weight`` only."""
-    batches, latents = schedule(len(x), batch, epochs, gan.latent, seed)
-    states = [gan.state()]
-    for rows, z in zip(batches, latents, strict=True):
+    """The same steps from the same first state, with the same batches and latents.
+
+    without: an image that has ``weight`` only.
+    """
+    states = past.states[:1]
+    for rows, z in zip(past.batches, past.latents, strict=True):
         weights = torch.ones(len(rows))
         if without is not None:
             weights[rows == without] = weight
         now = [p.detach().requires_grad_() for p in states[-1]]
         states.append([p.detach() for p in gan.step(now, x[rows], z, weights, graph=False)])
-    return Trajectory(states, batches, latents)
+    return Trajectory(states, past.batches, past.latents)
 
 
 def removal_effects(
     gan: Gan, trajectory: Trajectory, x: torch.Tensor, metric: Callable[[State], torch.Tensor]
 ) -> np.ndarray:
-    """float64 ``(n,)``: estimate of metric(trained without image j) - metric(trained), for each training image."""
+    """float64 ``(n,)``: estimate of metric(trained without image j) - metric(trained), for each training image.
+
+    Of the last steps of a training run: without image j in these steps.
+    """
     last = [p.detach().requires_grad_() for p in trajectory.states[-1]]
     found = torch.autograd.grad(metric(last), last, allow_unused=True)
     u = [torch.zeros_like(p) if g is None else g for p, g in zip(last, found, strict=True)]
