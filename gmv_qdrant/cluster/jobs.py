@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.cluster import snapshot, wire
+from gmv_qdrant.cluster.reading import messages
 from gmv_qdrant.cluster.workers import Brief, IngestWorker, ValueWorker, Worker
-from gmv_qdrant.errors import EngineError, GmvError, SettingsError
-from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.errors import EngineError, SettingsError
+from gmv_qdrant.images.records import Record
 from gmv_qdrant.images.sources import Sources
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline import ingest as ingesting
@@ -32,7 +33,6 @@ from gmv_qdrant.pipeline.loading import Embedder, load
 from gmv_qdrant.pipeline.matching import Matches, require_training_images
 from gmv_qdrant.pipeline.rerank_vectors import missing_rerank_vectors
 from gmv_qdrant.pipeline.searching import Calibrated
-from gmv_qdrant.pipeline.streams import chunked
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.store.base import SearchParams
 
@@ -236,7 +236,7 @@ def _pipeline(
 
         def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
             unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(partial(_messages, part, sizes.rows), unknown) for part in parts]
+            return [ReadTask(partial(messages, part, sizes.rows), unknown) for part in parts]
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # Ray Data's, of settings of its own
@@ -260,22 +260,6 @@ def _pipeline(
             max_task_retries=RETRIES,
         )
         return answers
-
-
-def _messages(part: Sources, rows: int) -> Iterator[pa.Table]:
-    """Chunks of records, for the workers; runs in a reading task."""
-    try:
-        for chunk in chunked(part, _weight, smallest=rows, largest=rows):
-            yield wire.packed({"records": wire.records_table(chunk)})
-    except GmvError as error:
-        yield wire.packed({"error": error})
-
-
-def _weight(record: Record | Unusable) -> int:
-    """Bytes that travel to the worker, or are read by it."""
-    if isinstance(record, Unusable):
-        return 0
-    return len(record.data) if record.data is not None else record.size or 0
 
 
 def _line(error: BaseException) -> str:

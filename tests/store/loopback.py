@@ -6,8 +6,11 @@ that a real server would refuse is refused here. Faults are queued with `Loopbac
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -23,12 +26,13 @@ import qdrant_edge as q
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models as m
 
-Effect = Literal["answer", "slow", "half", "drop", "drop after", "restart"]
+Effect = Literal["answer", "slow", "half", "drop", "drop after", "restart", "kill", "kill after"]
 
 
 @dataclass
 class Fault:
-    """What befalls one request. ``drop after``: carried out, but the answer is lost."""
+    """What befalls one request. ``drop after``: carried out, but the answer is lost. ``kill``: the process that asks
+    is killed, if it descends from this one."""
 
     effect: Effect
     status: int = 500
@@ -403,6 +407,33 @@ def done() -> dict[str, Any]:
     return {"operation_id": 0, "status": "completed"}
 
 
+def kill_asker(port: int) -> None:
+    """SIGKILL to the descendant of this process whose connection comes from this port."""
+    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (inode,) = {parts[9] for parts in connections if int(parts[1].split(":")[1], 16) == port}
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(link) == f"socket:[{inode}]" for link in Path(f"/proc/{pid}/fd").iterdir()):
+                os.kill(pid, signal.SIGKILL)
+                return
+    raise AssertionError(f"nobody of ours asks from port {port}")
+
+
+def descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(
+                int(stat.parent.name)
+            )
+    found, left = [], [pid]
+    while left:
+        mine = children.get(left.pop(), [])
+        found += mine
+        left += mine
+    return found
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
@@ -441,6 +472,9 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _meet(self, fault: Fault | None, path: str, body: bytes) -> None:
+        if fault and fault.effect == "kill":
+            kill_asker(self.client_address[1])
+            return
         if fault and fault.effect == "restart":
             self.loopback.restart(fault.seconds)
         if fault and fault.effect in ("drop", "restart"):
@@ -451,6 +485,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status, error, fault.headers)
             return
         status, answer = self._carry_out(path, body)
+        if fault and fault.effect == "kill after":
+            kill_asker(self.client_address[1])
+            return
         if fault and fault.effect == "slow":
             time.sleep(fault.seconds)
         if fault and fault.effect == "drop after":
