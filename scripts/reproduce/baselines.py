@@ -117,7 +117,7 @@ def main() -> None:
     common.note("VAE-TracIn, all images")
     cost, (rows, scores) = tracin(model, files, x, flat, most, given.batch)
     found["VAE-TracIn, seconds an image when all are done together"] = cost / len(made)
-    ranked = {"VAE-TracIn": (rows.numpy(), scores.numpy())}
+    ranked = {"VAE-TracIn": (rows.numpy(), scores.numpy(), "similarity")}
     ranked["random"] = others.drawn(len(paths), len(made), most, given.seed)
     ranked["raw-pixels"] = others.nearest(x.numpy(), flat.numpy(), most)
     file = work / "recall-vectors.sqlite"
@@ -125,8 +125,8 @@ def main() -> None:
         common.note("raw nearest neighbours", encoder)
         embedded = [others.vectors(kit, encoder, both, file) for both in (paths, made)]
         ranked[f"raw-{common.slug(encoder)}"] = others.nearest(*embedded, most)
-    for method, (which, score) in ranked.items():
-        other = others.imported(workspace, work / f"{generated.name}-{method}", made, paths, which, score)
+    for method, scored in ranked.items():
+        other = others.imported(workspace, work / f"{generated.name}-{method}", made, paths, scored)
         found[method] = rho(other, None, ks)
     common.show(found, given.out, quiet=True)
     for kind in given.sizes:

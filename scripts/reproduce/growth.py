@@ -47,7 +47,7 @@ def rho(workspace: Workspace, batch: str | None, k: int) -> dict[str, float]:
     return {"rho": row["rho"], "standard_error": row["standard_error"]}
 
 
-def reranked(paths: list[Path], made: list[Path], rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def reranked(paths: list[Path], made: list[Path], rows: np.ndarray, k: int) -> others.Ranked:
     """The k nearest of the candidates ``rows`` by the distance of Fig. 12, and the distances."""
     encoder = load_distance(DISTANCE)
     wanted = np.unique(rows)
@@ -58,7 +58,7 @@ def reranked(paths: list[Path], made: list[Path], rows: np.ndarray, k: int) -> t
         order = np.argsort(away, kind="stable")[:k]
         chosen.append(candidates[order])
         distances.append(away[order])
-    return np.stack(chosen), np.stack(distances)
+    return np.stack(chosen), np.stack(distances), "distance"
 
 
 def matmul_seconds(training: np.ndarray, generated: np.ndarray, count: int) -> float:
@@ -157,15 +157,13 @@ def main() -> None:
         paths = [work / f"mnist_train_10k_A-{n}" / f"mnist_train_10k_A-{n}-{i:06d}.png" for i in range(n)]
         vectors = others.vectors(kit, given.encoder, paths, file)
         found["matmul"].append({"n": n, "seconds": matmul_seconds(vectors, queries, min(200, n))})
-    exact, _ = others.nearest(vectors, queries, max(given.recalled))
+    exact, _, _ = others.nearest(vectors, queries, max(given.recalled))
     for candidates in given.recalled:
         common.note("K", candidates)
         workspace, paths = workspace_of(largest, DISTANCE, candidates)
         phases = timed(workspace, made[0].parent, f"made-{stamp}", len(made))
         near = reranked(paths, made, exact[:, :candidates], k)
-        other = others.imported(
-            workspace, work / f"growth-exact-{candidates}", made, paths, *near, scores_are="distance"
-        )
+        other = others.imported(workspace, work / f"growth-exact-{candidates}", made, paths, near)
         rates = {"codes": rho(workspace, f"made-{stamp}", k), "exact": rho(other, None, k)}
         found["by_K"].append({"K": candidates, "seconds": phases, **rates})
         common.show(found, given.out, quiet=True)

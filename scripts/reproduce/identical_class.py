@@ -111,10 +111,10 @@ def main() -> None:
             ranked = others.nearest(
                 others.vectors(kit, encoder, paths, file), others.vectors(kit, encoder, made, file), ks[-1]
             )
-            raw = others.imported(workspace, work / f"raw-{name}-{encoder}", made, paths, *ranked)
+            raw = others.imported(workspace, work / f"raw-{name}-{encoder}", made, paths, ranked)
             found[f"{name}, {encoder}, raw nearest neighbours"] = rho(raw, None, ks)
         random = others.drawn(len(paths), len(made), ks[-1], given.seed)
-        raw = others.imported(workspace, work / f"random-{name}", made, paths, *random)
+        raw = others.imported(workspace, work / f"random-{name}", made, paths, random)
         found[f"{name}, random"] = rho(raw, None, ks)
     common.show(found, given.out)
 

@@ -157,7 +157,7 @@ def main() -> None:
         worth = rankdata(-mine) / len(x)
         best = np.argsort(-worth, kind="stable")[None, :most]
         into = work / f"{name.replace(' ', '-').replace(',', '')}-{tag}"
-        other = others.imported(workspace, into, made[:1], paths, best, worth[best])
+        other = others.imported(workspace, into, made[:1], paths, (best, worth[best], "similarity"))
         found[name] = c3(other, None)
     count, file = max(given.ks), work / "recall-vectors.sqlite"
     embedded = [others.vectors(kit, given.encoder, both, file) for both in (paths, made)]
@@ -165,7 +165,7 @@ def main() -> None:
         "raw nearest neighbours": others.nearest(*embedded, min(count, len(x))),
         "random": others.drawn(len(x), len(made), min(count, len(x)), given.seed),
     }.items():
-        other = others.imported(workspace, work / f"{method.replace(' ', '-')}-{tag}", made, paths, *ranked)
+        other = others.imported(workspace, work / f"{method.replace(' ', '-')}-{tag}", made, paths, ranked)
         for k in given.ks:
             found[f"{method}, k = {k}"] = c3(other, min(k, len(x)))
     found["seconds"] = seconds

@@ -97,7 +97,7 @@ def main() -> None:
         }
         for method, scores in ranked.items():
             into = work / common.slug(method.replace(" ", "-"), training.name, given.encoder)
-            other = others.imported(workspace, into, made, paths, *scores)
+            other = others.imported(workspace, into, made, paths, scores)
             for k in ks:
                 found[f"{noise}, {method}, k = {k}"] = other.evaluate("ood", k=k, options=GROUP)["rows"]
     common.show(found, given.out)

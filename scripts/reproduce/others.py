@@ -21,21 +21,19 @@ from PIL import Image
 from gmv_qdrant import Workspace
 from gmv_qdrant.encoders import load_encoder
 
+Ranked = tuple[np.ndarray, np.ndarray, str]
+"""Indices of training images and their scores, both ``(m, most)``, and what `import_scores` is told that they are."""
+
 
 def imported(
     workspace: Workspace,
     into: Path,
     generated: Sequence[Path],
     training: Sequence[Path],
-    rows: np.ndarray,
-    scores: np.ndarray,
-    *,
-    scores_are: str = "similarity",
+    ranked: Ranked,
 ) -> Workspace:
-    """A workspace with these scores: ``rows`` are indices of ``training`` and ``scores`` floats, both ``(m, most)``.
-
-    What an earlier run put at ``into`` is replaced.
-    """
+    """A workspace with these scores, to evaluate like ours. What an earlier run put at ``into`` is replaced."""
+    rows, scores, scores_are = ranked
     shutil.rmtree(into, ignore_errors=True)
     file = into.with_name(into.name + ".parquet")
     names = {
@@ -69,19 +67,19 @@ def encoded(encoder: Any, paths: Sequence[Path]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def nearest(training: np.ndarray, generated: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices ``(m, count)`` of the nearest by Euclidean distance, exact, and minus that distance."""
+def nearest(training: np.ndarray, generated: np.ndarray, count: int) -> Ranked:
+    """The ``count`` nearest by Euclidean distance, exact."""
     rows, distances = [], []
     for one in generated.astype(np.float64):
         squares = np.square(training - one).sum(axis=1)
         mine = np.argsort(squares, kind="stable")[:count]
         rows.append(mine)
         distances.append(np.sqrt(squares[mine]))
-    return np.stack(rows), -np.stack(distances)
+    return np.stack(rows), np.stack(distances), "distance"
 
 
-def drawn(n: int, m: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn(n: int, m: int, count: int, seed: int) -> Ranked:
     """For each of m images, ``count`` of n at random, with random scores."""
     random = np.random.default_rng(seed)
     rows = np.stack([random.permutation(n)[:count] for _ in range(m)])
-    return rows, random.random(rows.shape)
+    return rows, random.random(rows.shape), "similarity"
