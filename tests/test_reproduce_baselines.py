@@ -255,7 +255,7 @@ def test_imported_scores_of_a_perfect_method_and_of_the_opposite(
     same = (labels[:20][None] == labels[20:][:, None]).astype(float)
     for scores, rho in ((same, 1.0), (-same, 0.0)):
         ranked = rows, scores, "similarity"
-            other = others.imported(workspace, tmp_path / "other", made, paths, ranked)  # replaces the first
+        other = others.imported(workspace, tmp_path / "other", made, paths, ranked)  # replaces the first
         figures = other.evaluate("identical-class", options={"ks": (10,)})
         assert figures["rows"][0]["rho"] == rho
     assert isinstance(other, Workspace)
