@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 ROWS = {"cpu": 64, "gpu": 1024}
 """Images of a chunk, which is what a killed worker loses: some seconds of work."""
+TOGETHER, PATIENCE = 4096, 5.0
+"""Images and seconds after which answers are written: each transaction looks through all that the ledger holds."""
 RETRIES = 20
 """Times that a chunk's worker may die before the run gives up: an image that kills its worker would do so for ever."""
 SAMPLE = 32
@@ -68,11 +71,26 @@ def ingest(context: Context, run: Run, records: Sources, *, readmit: bool = Fals
     book = ingesting.Book(context, run)
     brief = Brief(context.root, context.settings, context.ledger.path, run.epoch, readmit=readmit)
     tables = snapshot.of_ingest(context.ledger, records.paths)
-    for answer in _answers(context, run, records, IngestWorker, brief, tables):
-        if taken := answer.get("taken"):
-            book.write(taken)
+    waiting: list[ingesting.Taken] = []
+    last = time.monotonic()
+    try:
+        for answer in _answers(context, run, records, IngestWorker, brief, tables):
+            if taken := answer.get("taken"):
+                waiting.append(taken)
+            if time.monotonic() - last > PATIENCE or sum(len(some.images) for some in waiting) >= TOGETHER:
+                _write(book, waiting)
+                last = time.monotonic()
+    finally:
+        _write(book, waiting)
     _drop_unnamed(context, ["training/rerank"])
     ingesting.quantize(context, run)
+
+
+def _write(book: ingesting.Book, waiting: list[ingesting.Taken]) -> None:
+    parts = list(waiting)
+    waiting.clear()
+    if parts:
+        book.write(ingesting.Taken.together(parts))
 
 
 def value(context: Context, run: Run, records: Sources, batch: str) -> None:
@@ -165,6 +183,8 @@ def _cluster() -> Iterator[dict[str, float]]:
     ours = not ray.is_initialized()
     if ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's core calls every pool of Ray Data's an error, for what they are made with may get lost: we hold it
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, OSError) as error:

@@ -92,6 +92,13 @@ class Taken:
     sources: pa.Table
     """`SOURCES`: of these images, and of images that the ledger has."""
 
+    @classmethod
+    def together(cls, parts: Sequence[Taken]) -> Taken:
+        return cls(
+            pa.concat_tables([part.images for part in parts]),
+            pa.concat_tables([part.sources for part in parts]),
+        )
+
 
 IMAGES = pa.schema(
     [
@@ -267,7 +274,10 @@ class Book:
         ).to_pylist()
         keys = {row["content_hash"]: row["training_key"] for row in known}
         there = {row["content_hash"] for row in known if row["there"]}
-        images = [row for row in taken.images.to_pylist() if row["content_hash"] not in there]
+        first: dict[str, dict[str, Any]] = {}
+        for image in taken.images.to_pylist():
+            first.setdefault(image["content_hash"], image)
+        images = [image for hash_, image in first.items() if hash_ not in there]
         for image in images:
             if image["content_hash"] not in keys:
                 keys[image["content_hash"]] = self.next_key
