@@ -20,7 +20,7 @@ from kit import write_kit
 from PIL import Image
 from torch import nn
 
-from gmv_qdrant import Workspace
+from gmv_qdrant import Workspace, quality
 from gmv_qdrant.pipeline import context
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts/reproduce"
@@ -37,6 +37,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], A
     """A script as a module; what scripts change in this process is undone."""
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.setattr(context, "load_encoder", context.load_encoder)
+    monkeypatch.setattr(quality, "plugin", quality.plugin)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return importlib.import_module
 
@@ -311,6 +312,16 @@ def test_ood(kit: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     both = found["noisy05, none, with and without q"]
     assert {row["values"] for row in both if "values" in row} == {"with q", "without q"}
     assert len(list((tmp_path / "plots").iterdir())) == 3
+
+
+def test_quality_that_sees_poor_images_keeps_corrupted_ones_down(kit: Path, run: Callable[..., Any]) -> None:
+    """Fig. 9 as the paper means it: noisy samples lift noisy training images, less so when they weigh less."""
+    found = run(
+        "ood", kit, *PIXELS, "--distances", "none", "--ks", "5", "--quality", "known", "--poor", "0.3",
+    )  # fmt: skip
+    assert found["noisy05, none, q"] == {"good": 1.0, "poor": pytest.approx(0.1)}
+    auroc = {r["values"]: r["auroc"] for r in found["noisy05, none, with and without q"] if "values" in r}
+    assert auroc["with q"] >= auroc["without q"]
 
 
 # -- growth ---------------------------------------------------------------------------------------------------
