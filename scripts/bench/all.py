@@ -83,7 +83,7 @@ BENCHES: dict[str, Command] = {
     "credits": lambda kit: ["credits.py"],
     "ledger": lambda kit: [
         "credits.py", "--generated", "500000", "--training", "1000000", "--owners", "1000", "--rounds", "2",
-        "--work", str(kit.work),
+        "--also", "credit_intervals", "--work", str(kit.work),
     ],
     "update": lambda kit: [
         "update.py", "--data", str(kit.data), "--work", str(kit.work / f"update-{time.time_ns()}"),

@@ -22,6 +22,8 @@ from common import machine, note, peak_memory, show
 
 from gmv_qdrant.ledger.ledger import Ledger
 
+ONCE = {"effective_contributors": "", "owner_shapley": "'owner', ", "credit_intervals": "'owner', "}
+"""Answers that are asked once, and their first arguments."""
 COLUMNS = "generated_key, training_key, rank, distance"
 
 
@@ -93,7 +95,7 @@ def main() -> None:
         disk = path.stat().st_size >> 20
         with duckdb.connect(str(path), config={"threads": given.threads}) as con:
             for k in (30, given.candidates):
-                figures[f"k = {k}"] = compare(con, k, given.rounds)
+                figures[f"k = {k}"] = compare(con, k, given.rounds, given.also)
             credits = f"SELECT list(value ORDER BY name) FROM credits('owner', k := {given.candidates})"
             before = con.sql(credits).fetchall()
             update = clock(lambda: replace(con))
@@ -114,7 +116,9 @@ def main() -> None:
     show(found, given.out)
 
 
-def compare(con: duckdb.DuckDBPyConnection, k: int, rounds: int) -> dict[str, dict[str, float]]:
+def compare(
+    con: duckdb.DuckDBPyConnection, k: int, rounds: int, also: list[str]
+) -> dict[str, dict[str, float]]:
     """Seconds of each answer, and how many times those of the bare GROUP BY."""
     bare = {
         "bare GROUP BY": f"SELECT training_key, sum(distance) FROM matches WHERE rank <= {k} GROUP BY training_key"
@@ -123,11 +127,7 @@ def compare(con: duckdb.DuckDBPyConnection, k: int, rounds: int) -> dict[str, di
         "credits": f"FROM credits('owner', k := {k})",
         "image_values": f"FROM image_values(k := {k})",
     }
-    once = {
-        "effective_contributors": f"FROM effective_contributors(k := {k})",
-        "owner_shapley": f"FROM owner_shapley('owner', k := {k})",
-        "credit_intervals": f"FROM credit_intervals('owner', k := {k})",
-    }
+    once = {name: f"FROM {name}({field}k := {k})" for name, field in ONCE.items() if name in also}
     best = measure(con, {**bare, **asked}, rounds)
     best |= measure(con, once, 1)
     least = best["bare GROUP BY"]
