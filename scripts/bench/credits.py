@@ -87,6 +87,7 @@ def main() -> None:
         "--work", type=Path, help="where the ledger is made, and removed; else the temporary folder"
     )
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--also", nargs="*", choices=[*ONCE], default=[*ONCE])
     given = parser.parse_args()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
