@@ -12,6 +12,7 @@ one: above all the GPU, which is an option. The table is arithmetic on these, no
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pickle
@@ -30,6 +31,8 @@ import pyarrow as pa
 CONSTANTS = Path(__file__).with_suffix(".json")
 SIZES = {"a million": 1_000_000, "ImageNet-21k": 14_000_000, "LAION-5B": 5_000_000_000}
 CANDIDATES = 200
+GROUP = 512
+"""Generated images that are matched at once."""
 INT32 = 2**31 - 1
 MAPS = 65_530
 """Files that a Linux process may map (vm.max_map_count)."""
@@ -74,8 +77,8 @@ def writer_seconds(n: float, c: Constants) -> float:
     )
 
 
-def generated_set(m: float, c: Constants, gpus: float, tflops: float) -> dict[str, float]:
-    """Valuing m generated images, with K = 200."""
+def generated_set(m: float, n: float, c: Constants, gpus: float, tflops: float) -> dict[str, float]:
+    """Valuing m generated images against n training images, with K = 200."""
     flops = c["recall network"] + c["re-rank network"] + c["quality network"]
     return {
         "feature files, GB": m * (c["re-rank vector bytes"] + 4 * c["recall numbers"]) / 1e9,
@@ -84,6 +87,7 @@ def generated_set(m: float, c: Constants, gpus: float, tflops: float) -> dict[st
         "requests to the server, thousands": m / 1e3,
         "GPU seconds, thousands": m * flops / (tflops * 1e12) / 1e3,
         "CPU seconds of matching, thousands": m * c["match seconds"] / 1e3,
+        "CPU seconds of looking candidates up, thousands": m / GROUP * c["look-up seconds"] * n / 1e6 / 1e3,
         "hours on these GPUs": m * flops / (tflops * 1e12) / gpus / 3600,
         "hours of the ledger writer": m * c["evidence seconds"] / 3600,
     }
@@ -122,9 +126,9 @@ def tables(c: Constants, gpus: float, tflops: float, memory_gb: float, disk_gb: 
         "",
         *_table({name: training_set(n, c, gpus, tflops) for name, n in SIZES.items()}),
         "",
-        f"Generated images, K = {CANDIDATES}, whatever the number of training images (but for the search itself):",
+        f"A million generated images, K = {CANDIDATES}, against so many training images:",
         "",
-        *_table({"a million": generated_set(1e6, c, gpus, tflops)}),
+        *_table({name: generated_set(1e6, n, c, gpus, tflops) for name, n in SIZES.items()}),
         "",
         f"Where it breaks, with {memory_gb:.0f} GB of memory and {disk_gb:,.0f} GB of disk in each host:",
         "",
@@ -165,6 +169,7 @@ def measure_ledger(held: tuple[int, int] = (200_000, 2_000_000), together: int =
 
     found: Constants = {}
     seconds: list[float] = []
+    looking: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for n in held:
             ledger = Ledger.create(Path(folder) / f"{n}.duckdb")
@@ -177,13 +182,29 @@ def measure_ledger(held: tuple[int, int] = (200_000, 2_000_000), together: int =
             rows = n + len(work) * together
             if n == held[0]:
                 found |= _measure_evidence(context, n)
-        found["ledger bytes"] = _rewritten(ledger) / rows
-        looked_up = snapshot.of_value(ledger, images=False)
-        found["snapshot bytes"] = sum(table.nbytes for table in looked_up.values()) / rows
+            found["ledger bytes"] = _rewritten(ledger) / rows
+            looked_up = snapshot.of_value(ledger, images=False)
+            found["snapshot bytes"] = sum(table.nbytes for table in looked_up.values()) / rows
+            looking.append(_look_up_seconds(snapshot.Snapshot(ledger.path, looked_up, 1), n))
     slope = max(0.0, (seconds[1] - seconds[0]) / (held[1] - held[0]) * 1e6)
+    found["look-up seconds"] = max(0.0, (looking[1] - looking[0]) / (held[1] - held[0]) * 1e6)
     found["ledger seconds a transaction and million"] = slope
     found["ledger seconds a transaction"] = max(0.0, seconds[0] - slope * held[0] / 1e6)
     return found
+
+
+def _look_up_seconds(held: Any, n: int) -> float:
+    """Of a worker, for the candidates of one group of generated images."""
+    from gmv_qdrant.ledger.runs import Run
+    from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
+
+    context: Any = SimpleNamespace(ledger=held, space=lambda _: None, reranks_in_engine=False)
+    vectors = RerankVectors(context, Run("value", 1))
+    some = held.query(
+        f"SELECT point_id FROM training USING SAMPLE reservoir({min(n, 60_000)} ROWS) REPEATABLE (0)"
+    )
+    points = some["point_id"].to_pylist()
+    return _least_seconds([lambda: vectors.know(points)] * 5)
 
 
 def _measure_evidence(context: Any, n: int, chunk: int = 1024) -> Constants:
@@ -274,6 +295,22 @@ def _rewritten(ledger: Any) -> int:
     return int(ledger.path.stat().st_size)
 
 
+def measure_decoding() -> Constants:
+    """A JPEG of 500 pixels, of a cloud as a photograph has them, to RGB and to what CLIP takes."""
+    from PIL import Image
+
+    from gmv_qdrant.images.decode import decode
+
+    rough = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(rough).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=90)
+
+    def once() -> None:
+        decode(buffer.getvalue()).resize((299, 224), Image.Resampling.BICUBIC)
+
+    return {"decode seconds": _least_seconds([once] * 50)}
+
+
 def measure_networks(cache_dir: Path | None) -> Constants:
     """Floating-point operations of one image in each of the default networks, counted by torch."""
     import torch
@@ -320,7 +357,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--measure", choices=["ledger", "networks"])
+    parser.add_argument("--measure", choices=["ledger", "networks", "decoding"])
     parser.add_argument("--cache-dir", type=Path, help="where the networks' weights are")
     parser.add_argument("--gpus", type=float, default=8)
     parser.add_argument("--gpu-tflops", type=float, default=12, help="sustained, in float32 without TF32")
@@ -330,7 +367,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.measure:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        found = measure_ledger() if options.measure == "ledger" else measure_networks(options.cache_dir)
+        measure: dict[str, Callable[[], Constants]] = {
+            "ledger": measure_ledger,
+            "networks": partial(measure_networks, options.cache_dir),
+            "decoding": measure_decoding,
+        }
+        found = measure[options.measure]()
         keep(found, f"python scripts/cost_model.py --measure {options.measure}")
         print(json.dumps(found, indent=2))
         return 0
@@ -341,7 +383,9 @@ def main() -> int:
             json.dumps(
                 {
                     "training": {name: training_set(n, c, *spread) for name, n in SIZES.items()},
-                    "generated": {"a million": generated_set(1e6, c, *spread)},
+                    "a million generated": {
+                        name: generated_set(1e6, n, c, *spread) for name, n in SIZES.items()
+                    },
                     "limits": limits(c, *spread, options.memory_gb, options.disk_gb),
                 },
                 indent=2,

@@ -85,3 +85,4 @@ def test_the_ledger_is_measured_with_its_own_writers(model: ModuleType) -> None:
     assert 50 < found["snapshot bytes"] < 200
     assert found["evidence message bytes"] > model.CANDIDATES * (4 + 8 + 1 + 4)
     assert 0 < found["evidence seconds"] < 1
+    assert found["look-up seconds"] >= 0
