@@ -18,18 +18,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
+from common import read_images
 
 from gmv_qdrant.encoders import Runtime, distances, load_distance
-
-
-def read_images(source: Path, count: int) -> list[Image.Image]:
-    """The first images of a folder, or of the array ``images`` in an .npz file."""
-    if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
-        return [Image.open(path).convert("RGB") for path in paths[:count]]
-    with np.load(source) as archive:
-        return [Image.fromarray(array).convert("RGB") for array in archive["images"][:count]]
 
 
 def best(run: Callable[[], np.ndarray], repeat: int) -> tuple[float, np.ndarray]:
