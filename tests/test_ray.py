@@ -37,6 +37,8 @@ from gmv_qdrant.shards import NAMED_BY_CONTENT, RemoteShards
 
 KEY = "sk-9f3e-very-secret"
 GENERATED = range(100, 120)
+CHUNKS = 8
+"""Of eight images at most: four of the folder, three of the tar, and the single file."""
 
 # Ray Data warns of settings of its own whenever its context is made.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
@@ -143,6 +145,10 @@ def undisturbed(folder: Path, server: Loopback, images: list[Path]) -> dict[str,
     return found
 
 
+def upserts(server: Loopback, collection: str) -> int:
+    return sum(request[:2] == ("PUT", f"/collections/{collection}/points") for request in server.requests)
+
+
 # -- on a cluster ----------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +183,7 @@ def test_a_cluster_gives_what_the_local_engine_gives(
     finally:
         server.api_key = None
     assert everything(workspace) == undisturbed
+    assert upserts(server, "spread") == CHUNKS
 
     shards = [path for path in bucket.rglob("*.npy") if int(path.stem) >= NAMED_BY_CONTENT]
     named = workspace.sql("SELECT count(DISTINCT (space, shard)) FROM features").fetchall()[0][0]
@@ -196,6 +203,7 @@ def test_killed_workers_cost_time_and_nothing_else(
     server.fail(Fault("kill"), on="PUT /collections/killed/points")
     server.fail(Fault("kill after"), on="PUT /collections/killed/points")
     workspace.ingest(images)
+    assert upserts(server, "killed") == CHUNKS + 2, "only what a killed worker had is done again"
     server.fail(Fault("kill"), on="/points/query")
     workspace = Workspace(workspace.path, engine="ray", ray_workers=1)
     workspace.value([folder / "generated"])

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import ray.data
 
 ROWS = {"cpu": 64, "gpu": 1024}
-"""Images of a chunk, which is what a killed worker loses: some seconds of work."""
+"""Images of a chunk, which is what a killed worker loses: seconds of a GPU, or minutes of a CPU with large networks."""
 TOGETHER, PATIENCE = 4096, 5.0
 """Images and seconds after which answers are written: each transaction looks through all that the ledger holds."""
 RETRIES = 20
@@ -269,6 +269,9 @@ def _pipeline(
         images.context.enable_progress_bars = False
         images.context.print_on_execution_start = False
         images.context.execution_options.preserve_order = True
+        images.context.target_max_block_size = (
+            1  # bytes: each chunk is a block, so a task; else small ones are joined
+        )
         answers: ray.data.Dataset = images.map_batches(
             worker,
             fn_constructor_args=references,
