@@ -136,11 +136,11 @@ FIGURES: dict[str, list[Figure]] = {
     "paper": _throughput(1.10),
     "throughput": _throughput(None),
     "rerank": [
-        Figure("times faster than pairwise calls", at("times_faster_than", "pairwise"), 150, True),
-        Figure("times faster than batched pairs", at("times_faster_than", "batched"), 25, True),
+        Figure("times faster than pairwise calls, processor", at("times_faster_than", "pairwise", "cpu"), 150, True),
+        Figure("times faster than batched pairs, processor", at("times_faster_than", "batched", "cpu"), 25, True),
         Figure("largest difference of a distance", at("largest_difference"), 1e-4),
     ],
-    "authors": [Figure("times faster than the authors' way", at("times_faster", "wall"), 50, True)],
+    "authors": [Figure("times faster than the authors' way, processor", at("times_faster", "cpu"), 50, True)],
     "scale": [
         Figure(
             "recall and re-ranking, largest n / smallest", at("growth", "recall_and_rerank"), loose=10
