@@ -188,7 +188,10 @@ def _cluster() -> Iterator[dict[str, float]]:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, OSError) as error:
-            raise EngineError(f"no Ray cluster could be had: {_line(error)}") from error
+            raise EngineError(
+                f"no Ray cluster could be had ({_line(error)}): is it running, is RAY_ADDRESS right, and do both sides "
+                "have the same RAY_AUTH_MODE and token?"
+            ) from error
     quiet = logging.getLogger("ray.data")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
