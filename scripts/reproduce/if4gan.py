@@ -8,7 +8,7 @@ the change of the inception score if it were left out; an image is worth what it
 same images by samples of that GAN. Both, raw nearest neighbours and random credit are judged by the same code.
 IF4GAN's scores don't belong to single generated images, so they are imported as those of one; as ranks, which is all
 that C3 asks for. ``--traced`` says how many of the last epochs are traced back (0: all; the authors take the last of
-20 to clean a data set); ``--check N`` makes them again without each of N training images and compares.
+20 to clean a data set); ``--check N`` makes the first of these again without each of N training images and compares.
 
 Seconds are of what has to be done anew for each generator: training it, and taking in the training images, count on
 neither side.
@@ -129,7 +129,7 @@ def main() -> None:
         mine = effects[name] = influence.removal_effects(gan, traced, x, metric)
         seconds[name] = time.perf_counter() - started
         found[f"{name}, effects"] = {"mean": float(mine.mean()), "largest": float(np.abs(mine).max())}
-        if given.check:
+        if given.check and epochs == given.traced[0]:
             common.note("making the steps again without single images")
             found[f"{name}, against retraining"] = checked(gan, x, traced, mine, metric, chosen)
         common.show(found, given.out, quiet=True)
