@@ -1,6 +1,6 @@
 """Growth (App. O, P; Figs. 10, 11, 12): seconds per generated image with n, with m and with K, by phase.
 
-    python scripts/reproduce/growth.py KIT [--sizes 1000 2500 5000 10000] [--many 10 30 100 300]
+    python scripts/reproduce/growth.py KIT [--sizes 1000 2500 5000 10000] [--many 10 30 100 250]
     [--recalled 100 200 300 400 500 600 700] [--plots DIR]
 
 Fig. 10: every distance at growing n. Fig. 11: the recall phase alone, beside a float32 matrix product over all vectors.
@@ -12,6 +12,7 @@ images are remembered between workspaces, those of generated images are computed
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def draw(found: dict[str, Any], target: Path) -> None:
 def main() -> None:
     parser = common.arguments(
         __doc__, encoder="alexnet", distances=("none", "l2@64", "lpips:alex@64"), sizes=(1000, 2500, 5000, 10_000),
-        many=(10, 30, 100, 300), recalled=(100, 200, 300, 400, 500, 600, 700), generated=100,
+        many=(10, 30, 100, 250), recalled=(100, 200, 300, 400, 500, 600, 700), generated=100,
     )  # fmt: skip
     parser.add_argument("--plots", type=Path, help="a folder for growth.png")
     given = parser.parse_args()
@@ -120,10 +121,22 @@ def main() -> None:
         folder = work / f"growth-{name}-{stamp}"
         return common.write_set(everything["images"][rows], folder, label=everything["labels"][rows])
 
-    total = len(everything["labels"])
-    warm = write_made("warm", np.arange(total)[-WARM:])[0].parent
-    made = write_made("made", common.spaced(total - WARM, given.generated))
-    many = {m: write_made(f"m{m}", common.spaced(total - WARM, m)) for m in given.many if m <= total - WARM}
+    # no image twice: what was valued before isn't embedded again
+    left = np.random.default_rng(0).permutation(len(everything["labels"]))
+    warm, made, many = work, [], {}
+    for name, count in (("warm", WARM), ("made", given.generated), *((f"m{m}", m) for m in given.many)):
+        if count > len(left):
+            sys.exit(
+                f"{len(everything['labels'])} generated images aren't enough for these --generated and --many"
+            )
+        rows, left = left[:count], left[count:]
+        written = write_made(name, rows)
+        if name == "warm":
+            warm = written[0].parent
+        elif name == "made":
+            made = written
+        else:
+            many[count] = written
 
     def workspace_of(n: int, distance: str, candidates: int) -> tuple[Workspace, list[Path]]:
         training = kit("mnist_train_10k_A", n)
