@@ -133,17 +133,27 @@ def test_membership_sees_the_copies_only(kit: Path, run: Callable[..., Any]) -> 
     assert mine["seeds of the overfit generator"][0]["first_rate"] == 1
 
 
-def test_a_model_that_memorises_shows_its_half(kit: Path, run: Callable[..., Any]) -> None:
-    """A few steps give noise: the command runs, and chance is reported as chance."""
+def test_conditional_judges_what_it_trained(
+    kit: Path, run: Callable[..., Any], script: Callable[[str], Any]
+) -> None:
+    """Three steps give noise, so no figure of the model is judged; the plain figures are, against brute force."""
     found = run(
         "conditional", kit, "--set", "cifar10", "--training", "40", "--samples", "6", "--steps", "3", "--width", "8",
         "--encoders", "pixels:16", "--distances", "l2@16", *SMALL,
     )  # fmt: skip
     assert (found["trained_on"], found["generated_images"]) == (20, 6)
-    assert found["rho by chance"] == pytest.approx(0.5)
     mine = found["pixels:16, l2@16"]
     assert [row["k"] for row in mine["rho"]] == [30]
     assert {"membership, paper", "membership, calibrated"} <= mine.keys()
+
+    labels = np.arange(20) % 2
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
+    made, trained = images[:5] // 2 + images[5:10] // 2, np.arange(20) < 8
+    plain = script("conditional").plain({"images": images, "labels": labels}, made, labels[:5], trained)
+    nearest = [np.argmin(((images.astype(float) - one.astype(float)) ** 2).sum(axis=(1, 2))) for one in made]
+    assert plain["nearest to the trained half"] == pytest.approx(np.mean(trained[nearest]))
+    assert plain["trained on"] == pytest.approx(0.4)
+    assert plain["rho by chance"] == pytest.approx(0.5)
 
 
 def test_the_flow_learns_its_classes(script: Callable[[str], Any]) -> None:
