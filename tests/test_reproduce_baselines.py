@@ -346,6 +346,20 @@ def test_growth(kit: Path, run: Callable[..., Any], script: Callable[[str], Any]
     drawn(tmp_path / "plots/growth.png")
 
 
-def test_growth_leaves_out_what_is_done_once_a_run(script: Callable[[str], Any]) -> None:
-    phases = {"recall": 0.5, "re-rank": 0.25, "check": 8.0, "total": 9.0, "recover": 1.0}
-    assert script("growth").work_of(phases) == 0.75
+def test_processor_time_leaves_out_what_is_done_once_a_run(
+    script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake:
+        """5 s for a run, and 1 s an image that is new."""
+
+        now, new = 0.0, 4
+
+        def value(self, paths: object, batch: str) -> dict[str, Any]:
+            Fake.now += 5 + self.new
+            self.new = 0
+            return {"seconds": {"recall": 2.0, "total": 9.0}}
+
+    growth = script("growth")
+    monkeypatch.setattr(growth.time, "process_time", lambda: Fake.now)
+    found = growth.timed(Fake(), Path("made"), "made", 4)
+    assert found == {"seconds": {"recall": 0.5, "total": 2.25}, "processor": 1.0}
