@@ -122,7 +122,9 @@ def main() -> None:
     given = parser.parse_args()
     kit, work = common.Kit(given.kit), common.work_folder(given)
     everything = kit("mnist_gen_gan")
-    stamp = time.strftime("%H%M%S")  # generated images of this run only are valued, and timed
+    stamp = time.strftime(
+        "%H%M%S"
+    )  # workspaces of this run only: in another one, images were embedded before
 
     def write_made(name: str, rows: np.ndarray) -> list[Path]:
         folder = work / f"growth-{name}-{stamp}"
@@ -149,7 +151,7 @@ def main() -> None:
         training = kit("mnist_train_10k_A", n)
         folder = work / f"mnist_train_10k_A-{n}"
         paths = common.write_set(training["images"], folder, label=training["labels"])
-        path = work / common.slug("growth", str(n), given.encoder, distance, str(candidates))
+        path = work / common.slug("growth", str(n), given.encoder, distance, str(candidates), stamp)
         settings = {**kit.encoder(given.encoder), "distance": distance, "candidates": candidates}
         with common.remembering(work):
             workspace = common.workspace(path, [folder], **settings)
