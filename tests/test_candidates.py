@@ -182,6 +182,20 @@ def test_two_views_are_searched(folder: Path, views: str) -> None:
     assert (summary["searched"] == summary["affected"]) == (views == "flip")
 
 
+def test_two_views_stay_exact(folder: Path) -> None:
+    """Candidates of two views are cut to K together, so one that leaves may make room for one that no row names."""
+    workspace = start(folder, range(60), views="flip")
+    workspace.withdraw(ids=[str(tiny.point(one)) for one in (3, 11, 40)])
+    workspace.ingest(tiny.write(folder / "new", range(60, 64)), owner="bo")
+    workspace.update()
+    fresh = Workspace.init(folder / "fresh", **{**SETTINGS, "views": "flip"})
+    fresh.ingest(tiny.write(folder / "all", {*range(64)} - {3, 11, 40}))
+    fresh.value([folder / "generated"])
+    assert tiny.values(workspace) == pytest.approx(tiny.values(fresh), abs=1e-12)
+    assert lists(workspace, "matches") == lists(fresh, "matches")
+    assert workspace.check() == []
+
+
 def test_older_ledgers_are_brought_up_to_date(folder: Path) -> None:
     workspace = start(folder, range(60))
     expected = tiny.values(workspace, 5)
