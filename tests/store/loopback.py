@@ -445,6 +445,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     loopback: Loopback
+    _counted = False
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -456,13 +457,19 @@ class _Handler(BaseHTTPRequestHandler):
         with loopback._lock:
             loopback.requests.append((self.command, path, len(body)))
             loopback._now += 1
+            self._counted = True
             loopback.most_at_once = max(loopback.most_at_once, loopback._now)
             fault = self._next_fault(f"{self.command} {path}")
         try:
             self._meet(fault, path, body)
         finally:
-            with loopback._lock:
-                loopback._now -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """This request isn't worked on any more: before its answer goes out, for then the next may come in."""
+        with self.loopback._lock:
+            self.loopback._now -= self._counted
+            self._counted = False
 
     def _next_fault(self, call: str) -> Fault | None:
         for i, (on, fault) in enumerate(self.loopback.faults):
@@ -516,6 +523,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, answer: Any, headers: dict[str, str], *, half: bool = False) -> None:
         data = b"" if answer is None else json.dumps(answer).encode()
+        self._leave()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
