@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,3 +57,30 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_collections, "POLL", 0.02)
     for name in ("QDRANT_URL", "QDRANT_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Any]:
+    """A script as a module; what scripts change in this process is undone."""
+    import gmv_qdrant.quality as quality
+    from gmv_qdrant.pipeline import context
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts" / "reproduce")
+    monkeypatch.setattr(context, "load_encoder", context.load_encoder)
+    monkeypatch.setattr(quality, "plugin", quality.plugin)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return importlib.import_module
+
+
+@pytest.fixture
+def run(script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Runs a script of ``scripts/reproduce`` with these arguments; returns the JSON that it left."""
+
+    def run(name: str, *arguments: str | Path) -> Any:
+        out = tmp_path / f"{name}.json"
+        words = [str(word) for word in arguments]
+        monkeypatch.setattr(sys, "argv", [name, *words, "--work", str(tmp_path / "work"), "--out", str(out)])
+        script(name).main()
+        return json.loads(out.read_text())
+
+    return run

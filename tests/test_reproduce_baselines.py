@@ -6,9 +6,6 @@ TracIn against gradients taken one by one.
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,38 +17,14 @@ from kit import write_kit
 from PIL import Image
 from torch import nn
 
-from gmv_qdrant import Workspace, quality
-from gmv_qdrant.pipeline import context
+from gmv_qdrant import Workspace
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts/reproduce"
 PIXELS = ["--encoder", "pixels:16"]
 
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_kit(tmp_path_factory.mktemp("kit"), generated=10)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Any]:
-    """A script as a module; what scripts change in this process is undone."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.setattr(context, "load_encoder", context.load_encoder)
-    monkeypatch.setattr(quality, "plugin", quality.plugin)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    return importlib.import_module
-
-
-@pytest.fixture
-def run(script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    def run(name: str, *arguments: str | Path) -> Any:
-        out = tmp_path / f"{name}.json"
-        words = [str(word) for word in arguments]
-        monkeypatch.setattr(sys, "argv", [name, *words, "--work", str(tmp_path / "work"), "--out", str(out)])
-        script(name).main()
-        return json.loads(out.read_text())
-
-    return run
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ What they should find is there to be found: parents, a half that was copied, cla
 from __future__ import annotations
 
 import csv
-import importlib
-import json
 import sys
 import types
 from collections.abc import Callable
@@ -19,9 +17,6 @@ import pytest
 from kit import disturbed, pictures, write_kit
 from PIL import Image
 
-from gmv_qdrant.pipeline import context
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts/reproduce"
 SMALL = ["--probes", "40"]
 PIXELS = ["--encoder", "pixels:16", "--distances", "l2@16"]
 
@@ -29,27 +24,6 @@ PIXELS = ["--encoder", "pixels:16", "--distances", "l2@16"]
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Any]:
-    """A script as a module; what scripts change in this process is undone."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.setattr(context, "load_encoder", context.load_encoder)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    return importlib.import_module
-
-
-@pytest.fixture
-def run(script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    def run(name: str, *arguments: str | Path) -> Any:
-        out = tmp_path / f"{name}.json"
-        words = [str(word) for word in arguments]
-        monkeypatch.setattr(sys, "argv", [name, *words, "--work", str(tmp_path / "work"), "--out", str(out)])
-        script(name).main()
-        return json.loads(out.read_text())
-
-    return run
 
 
 # -- known parents ------------------------------------------------------------------------------------
