@@ -158,6 +158,8 @@ class Loopback:
         self.invalid: list[str] = []
         """Bodies that qdrant-client's models refuse: a test that ends with any has found a bug of ours."""
         self.most_at_once = 0
+        self.seconds = 0.0
+        """How long each request takes at least."""
         self._now = 0
         self._lock = threading.RLock()
         self._serve(0)
@@ -461,6 +463,7 @@ class _Handler(BaseHTTPRequestHandler):
             loopback.most_at_once = max(loopback.most_at_once, loopback._now)
             fault = self._next_fault(f"{self.command} {path}")
         try:
+            time.sleep(loopback.seconds)
             self._meet(fault, path, body)
         finally:
             self._leave()
