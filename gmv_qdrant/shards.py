@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gmv_qdrant.durable import sync_folder
 from gmv_qdrant.errors import SettingsError, StoreError
 
 NAMED_BY_CONTENT = 1 << 62
@@ -97,7 +98,7 @@ def _write_synced(path: Path, packed: np.ndarray) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)  # a full disk needs the room
@@ -105,14 +106,6 @@ def _write_synced(path: Path, packed: np.ndarray) -> None:
             f"{packed.nbytes >> 20} MB of vectors can't be written to {path.parent} "
             f"({error.strerror or error}): all before them is safe; make room and run the command again"
         ) from error
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _load(path: Path, shown: str) -> np.ndarray:
@@ -160,7 +153,7 @@ class LocalShards:
         if self.directory.is_dir():
             for partial in self.directory.glob("*.partial"):
                 partial.unlink(missing_ok=True)
-            _sync(self.directory)
+            sync_folder(self.directory)
 
 
 class RemoteShards:

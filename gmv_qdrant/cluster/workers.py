@@ -6,6 +6,7 @@ error that people should read goes back as part of the answer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +43,7 @@ class Brief:
     """Of decoding, unless the settings say."""
 
 
-class Worker:
+class Worker(ABC):
     """One process of the cluster. Ray Data makes it, and calls it with one message after the other."""
 
     verb: ClassVar[str]
@@ -80,11 +81,11 @@ class Worker:
         parts = self._work(records) if records else {}
         return {"images_seen": len(chunk), **parts, "told": self.run.drain()}
 
-    def _prepare(self, brief: Brief) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _prepare(self, brief: Brief) -> None: ...
 
-    def _work(self, records: list[Record]) -> wire.Message:
-        raise NotImplementedError
+    @abstractmethod
+    def _work(self, records: list[Record]) -> wire.Message: ...
 
 
 class IngestWorker(Worker):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import qdrant_edge as q
+
+from ..durable import sync_folder
 
 FLUSH_EVERY = 20_000
 
@@ -36,7 +37,7 @@ class ShardWriter:
         self._shard.close()
         for path in self._folder.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync_folder(path)
 
 
 def moving_dirs(shard: Path) -> tuple[Path, Path]:
@@ -51,17 +52,9 @@ def settle_move(shard: Path) -> None:
     if whole.is_dir():
         shutil.rmtree(shard, ignore_errors=True)
         whole.rename(shard)
-        _sync(shard.parent)
+        sync_folder(shard.parent)
 
 
 def shard_bytes(shard: Path) -> int:
     """Bytes of the files of a shard."""
     return sum(path.stat().st_size for path in shard.rglob("*") if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
