@@ -53,8 +53,6 @@ AND abs(line.recall_distance - edges.recall_distance) <= slack
 """
 
 _WRITE = """
-DELETE FROM matches WHERE generated_key IN (SELECT generated_key FROM wanted);
-DELETE FROM reserve WHERE generated_key IN (SELECT generated_key FROM wanted);
 INSERT INTO matches (generated_key, training_key, rank, distance, view, recall_distance)
 SELECT generated_key, training_key, row_number() OVER (PARTITION BY generated_key ORDER BY distance, point_id) AS rank,
        distance, view, recall_distance
@@ -66,6 +64,12 @@ UPDATE generated SET recall_radius = line.recall_distance FROM line
 WHERE generated.generated_key = line.generated_key AND place = getvariable('candidates')
 AND line.recall_distance IS NOT NULL;
 """
+
+
+def forget(con: Connection, keys: Sequence[int]) -> None:
+    """Delete the lists of these generated images."""
+    for table in ("matches", "reserve"):
+        con.execute(f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
 
 
 def rearrange(
@@ -80,11 +84,9 @@ def rearrange(
     con.register("entering", entering if entering is not None else ENTERING.empty_table())
     con.execute(_LINE)
     con.execute(_DOUBTFUL, {"candidates": candidates, "reserve": reserve})
-    doubtful = [row[0] for row in con.execute("FROM doubtful ORDER BY ALL").fetchall()]
-    if doubtful:
-        con.execute("DELETE FROM line WHERE generated_key IN (FROM doubtful)")
-        settled = sorted(set(keys) - set(doubtful))
-        con.register("wanted", pa.table({"generated_key": pa.array(settled, pa.int32())}))
+    doubtful: list[int] = [row[0] for row in con.execute("FROM doubtful ORDER BY ALL").fetchall()]
+    con.execute("DELETE FROM line WHERE generated_key IN (FROM doubtful)")
+    forget(con, sorted(set(keys) - set(doubtful)))
     con.execute(f"SET VARIABLE candidates = {int(candidates)}; SET VARIABLE reserve = {int(reserve)}")
     con.execute(_WRITE)
     for name in ("wanted", "entering"):

@@ -14,6 +14,7 @@ import pyarrow as pa
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.records import Record, content_hash
 from gmv_qdrant.images.sources import read_uri
+from gmv_qdrant.ledger.candidates import forget
 from gmv_qdrant.ledger.runs import Run, recorded
 from gmv_qdrant.pipeline.checking import Finding, check
 from gmv_qdrant.pipeline.context import Context
@@ -49,18 +50,10 @@ def repair_all(context: Context, findings: list[Finding]) -> list[Finding]:
     ]
 
 
-def _delete(context: Context, table: str, column: str, keys: Sequence[int]) -> None:
-    with context.ledger.write() as con:
-        con.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
-
-
 def _value_again(context: Context, keys: Sequence[int]) -> None:
     """Forget the evidence of these generated images; `update` finds it anew."""
     with context.ledger.write() as con:
-        for table in ("matches", "reserve"):
-            con.execute(
-                f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)]
-            )
+        forget(con, keys)
         con.execute(
             "UPDATE generated SET epoch_valued = 0 WHERE generated_key IN (SELECT unnest(?::INTEGER[]))",
             [list(keys)],
@@ -73,13 +66,14 @@ def _evidence(context: Context, run: Run, finding: Finding) -> str:
 
 
 def _stray_matches(context: Context, run: Run, finding: Finding) -> str:
-    for table in ("matches", "reserve"):
-        _delete(context, table, "generated_key", finding.keys)
+    with context.ledger.write() as con:
+        forget(con, finding.keys)
     return "those matches were deleted"
 
 
 def _stray_sources(context: Context, run: Run, finding: Finding) -> str:
-    _delete(context, "sources", "training_key", finding.keys)
+    with context.ledger.write() as con:
+        con.execute("DELETE FROM sources WHERE training_key IN (SELECT unnest(?::INTEGER[]))", [finding.keys])
     return "those sources were deleted"
 
 

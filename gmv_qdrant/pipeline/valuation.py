@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from gmv_qdrant.errors import LedgerError
 from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.ledger.candidates import forget
 from gmv_qdrant.ledger.ledger import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
@@ -281,6 +282,6 @@ class Book:
 
 def replace_matches(con: Connection, keys: Sequence[int], evidence: Sequence[Matches]) -> None:
     """The evidence of these generated images, in place of what there was."""
-    for table, columns in (("matches", evidence_columns), ("reserve", reserve_columns)):
-        con.execute(f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
-        insert(con, table, columns(keys, evidence))
+    forget(con, keys)
+    insert(con, "matches", evidence_columns(keys, evidence))
+    insert(con, "reserve", reserve_columns(keys, evidence))
