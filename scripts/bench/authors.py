@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import end_to_end, machine, note, read_images, show, write_images
+from common import arguments, end_to_end, machine, note, read_images, show, write_images
 from PIL import Image
 
 from gmv_qdrant import Workspace
@@ -70,13 +70,7 @@ class Authors:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--generated", type=Path, required=True)
-    parser.add_argument("-n", type=int, default=2_000)
-    parser.add_argument("-m", type=int, default=100)
+    parser = arguments(__doc__, 2_000, 100)
     parser.add_argument(
         "--pairs", type=int, default=3, help="generated images that the slow side is timed on"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -22,6 +23,24 @@ from gmv_qdrant import Workspace
 
 Clock = dict[str, float]
 """Seconds by the clock (``wall``) and of the processor (``cpu``), or by phase."""
+
+
+def arguments(text: str | None, training: int, generated: int) -> argparse.ArgumentParser:
+    """``--training`` and ``--generated``, each a folder or an .npz file, and how many of each: ``-n`` and ``-m``."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--training", type=Path, required=True)
+    parser.add_argument("--generated", type=Path, required=True)
+    parser.add_argument("-n", type=int, default=training)
+    parser.add_argument("-m", type=int, default=generated)
+    return parser
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """The three networks, the paper's by default."""
+    parser.add_argument("--encoder", default="clip")
+    parser.add_argument("--weights", help="a file with the encoder's weights")
+    parser.add_argument("--distance", default="dreamsim")
+    parser.add_argument("--quality", default="maniqa")
 
 
 def read_images(source: Path, count: int) -> list[Image.Image]:

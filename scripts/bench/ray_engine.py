@@ -10,7 +10,6 @@ for all others, and ``ms`` an image of the rest. One JSON document; exit code 1 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import machine, note, read_images, show, write_images
+from common import add_networks, arguments, machine, note, read_images, show, write_images
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.cluster import jobs
@@ -88,17 +87,8 @@ def stand_in(folder: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--generated", type=Path, required=True)
-    parser.add_argument("-n", type=int, default=400)
-    parser.add_argument("-m", type=int, default=200)
-    parser.add_argument("--encoder", default="clip")
-    parser.add_argument("--weights", help="a file with the encoder's weights")
-    parser.add_argument("--distance", default="dreamsim")
-    parser.add_argument("--quality", default="maniqa")
+    parser = arguments(__doc__, 400, 200)
+    add_networks(parser)
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--ray-workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument(

@@ -21,7 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Clock, end_to_end, machine, note, read_images, seconds, show, write_images
+from common import (
+    Clock,
+    add_networks,
+    arguments,
+    end_to_end,
+    machine,
+    note,
+    read_images,
+    seconds,
+    show,
+    write_images,
+)
 from PIL import Image
 
 from gmv_qdrant import Workspace
@@ -78,17 +89,8 @@ class Bare:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--generated", type=Path, required=True)
-    parser.add_argument("-n", type=int, default=512)
-    parser.add_argument("-m", type=int, default=256)
-    parser.add_argument("--encoder", default="clip")
-    parser.add_argument("--weights", help="a file with the encoder's weights")
-    parser.add_argument("--distance", default="dreamsim")
-    parser.add_argument("--quality", default="maniqa")
+    parser = arguments(__doc__, 512, 256)
+    add_networks(parser)
     parser.add_argument("--quantization", default="pq")
     parser.add_argument("--rerank", default="local")
     parser.add_argument("--device", default="auto")
