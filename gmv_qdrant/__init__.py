@@ -13,7 +13,7 @@ from gmv_qdrant.errors import (
     StoreError,
     StoreUnavailable,
 )
-from gmv_qdrant.ledger.answers import ValueFunction
+from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.workspace import Workspace
 
 __all__ = [

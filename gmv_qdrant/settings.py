@@ -7,7 +7,6 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -21,7 +20,7 @@ from gmv_qdrant.errors import SettingsError
 
 FILE = "gmv.toml"
 
-EVIDENCE = (
+IMMUTABLE_SETTINGS = (
     "encoder",
     "encoder_weights",
     "distance",
@@ -29,12 +28,10 @@ EVIDENCE = (
     "candidates",
     "quantization",
     "views",
-    "rerank",
     "qdrant_url",
     "collection",
     "vector_name",
     "tenant",
-    "features",
 )
 """Settings that decide what the evidence is, and where it is; they are written at ``init`` and stay."""
 
@@ -57,12 +54,10 @@ class Settings(BaseSettings):
     candidates: int = Field(200, ge=1, le=10_000)
     quantization: Literal["pq", "turbo", "scalar", "none"] = "pq"
     views: Literal["none", "flip"] = "none"
-    rerank: Literal["local", "engine"] = "local"
     qdrant_url: str | None = Field(None, validation_alias=AliasChoices("qdrant_url", "QDRANT_URL"))
     collection: str = Field("training", pattern=r"^[^/\\\x00<>:\"|?*]{1,255}$")
     vector_name: str = "recall"
     tenant: dict[str, str | int | bool] = Field(default_factory=dict)
-    features: str | None = None
 
     qdrant_api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices("qdrant_api_key", "QDRANT_API_KEY"), exclude=True
@@ -90,16 +85,6 @@ class Settings(BaseSettings):
                 "workspace: give its bare address, and the API key as QDRANT_API_KEY"
             )
         return url
-
-    @field_validator("features")
-    @classmethod
-    def _without_password(cls, place: str | None) -> str | None:
-        if place and urlsplit(place).password is not None:
-            raise SettingsError(
-                "the URL of the feature files carries a password, and it would be kept in the workspace: give the "
-                "credentials as that file system's own environment variables"
-            )
-        return place or None
 
     @classmethod
     def settings_customise_sources(
@@ -139,7 +124,7 @@ class Settings(BaseSettings):
 
     def evidence(self) -> dict[str, Any]:
         """The settings that belong to the ledger."""
-        return {name: getattr(self, name) for name in EVIDENCE}
+        return {name: getattr(self, name) for name in IMMUTABLE_SETTINGS}
 
     def write(self, workspace: Path) -> None:
         """Keep the evidence settings in the workspace's file, beside others that are in it; secrets never are."""
@@ -151,12 +136,6 @@ class Settings(BaseSettings):
         partial = workspace / (FILE + ".partial")
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.replace(partial, workspace / FILE)
-
-    def features_place(self, workspace: Path) -> Path | str:
-        """Where feature files are: a local folder, or a URL."""
-        if self.features is None:
-            return workspace / "features"
-        return self.features if "://" in self.features else Path(self.features)
 
     @property
     def api_key(self) -> SecretStr | None:
@@ -176,7 +155,7 @@ def _others(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     there = tomllib.loads(file.read_text(encoding="utf-8"))
-    return {name: value for name, value in there.items() if name not in EVIDENCE}
+    return {name: value for name, value in there.items() if name not in IMMUTABLE_SETTINGS}
 
 
 def _toml(value: Any) -> str:

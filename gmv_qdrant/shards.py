@@ -18,8 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from gmv_qdrant.durable import sync_folder
 from gmv_qdrant.errors import SettingsError, StoreError
+from gmv_qdrant.files import sync_folder
 
 NAMED_BY_CONTENT = 1 << 62
 """Numbers from here on come from contents; smaller ones were counted."""
@@ -157,7 +157,7 @@ class LocalShards:
 
 
 class RemoteShards:
-    """Behind a URL, with a copy on this machine's disk of each shard that was written or read here.
+    """BackgroundWriter a URL, with a copy on this machine's disk of each shard that was written or read here.
 
     Needs a file system that shows a file whole or not at all, as object stores do. The copies are in
     ``$XDG_CACHE_HOME/gmv-qdrant/shards``.

@@ -17,8 +17,8 @@ from pathlib import Path
 import uvicorn
 
 from gmv_qdrant import ValueFunction, Workspace
-from gmv_qdrant.report.facts import Snapshot
-from gmv_qdrant.report.web import application
+from gmv_qdrant.report.queries import Snapshot
+from gmv_qdrant.web.app import application
 
 PAGES = (
     "/",

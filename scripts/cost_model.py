@@ -163,7 +163,8 @@ def _rounded(value: float) -> str:
 def measure_ledger(held: tuple[int, int] = (200_000, 2_000_000), together: int = 4096) -> Constants:
     """The ledger's own writers on ledgers that hold so many images already; and what workers and wires carry."""
     from gmv_qdrant.cluster import snapshot
-    from gmv_qdrant.ledger.ledger import Ledger
+
+    from gmv_qdrant.ledger.database import Ledger
     from gmv_qdrant.ledger.runs import Run
     from gmv_qdrant.pipeline import ingest
 
@@ -176,7 +177,7 @@ def measure_ledger(held: tuple[int, int] = (200_000, 2_000_000), together: int =
             with ledger.write() as con:
                 con.execute(FILL.replace("$n", str(n)))
             context: Any = SimpleNamespace(ledger=ledger, root=Path(folder))
-            book = ingest.Book(context, Run("ingest", 1))
+            book = ingest.LedgerWriter(context, Run("ingest", 1))
             work = [_taken(n + i * together, together) for i in range(5)]
             seconds.append(_least_seconds([partial(book.write, taken) for taken in work]))
             rows = n + len(work) * together
@@ -196,7 +197,7 @@ def measure_ledger(held: tuple[int, int] = (200_000, 2_000_000), together: int =
 def _look_up_seconds(held: Any, n: int) -> float:
     """Of a worker, for the candidates of one group of generated images."""
     from gmv_qdrant.ledger.runs import Run
-    from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
+    from gmv_qdrant.pipeline.reranking import RerankVectors
 
     context: Any = SimpleNamespace(ledger=held, space=lambda _: None, reranks_in_engine=False)
     vectors = RerankVectors(context, Run("value", 1))
@@ -209,6 +210,7 @@ def _look_up_seconds(held: Any, n: int) -> float:
 
 def _measure_evidence(context: Any, n: int, chunk: int = 1024) -> Constants:
     from gmv_qdrant.cluster import wire
+
     from gmv_qdrant.ledger.runs import Run
     from gmv_qdrant.pipeline import valuation
     from gmv_qdrant.pipeline.matching import Candidates, Matches
@@ -220,13 +222,13 @@ def _measure_evidence(context: Any, n: int, chunk: int = 1024) -> Constants:
         return keys, np.sort(rng.random(count)), np.zeros(count, np.int8), rng.random(count, dtype=np.float32)
 
     evidence = [
-        Matches(*candidates(CANDIDATES), radius=1.0, reserve=Candidates(*candidates(CANDIDATES // 10)))
+        Matches(*candidates(CANDIDATES), radius=1.0, spare=Candidates(*candidates(CANDIDATES // 10)))
         for _ in range(chunk)
     ]
     work = [_valued(i * chunk, chunk) for i in range(3)]
     message = {"work": work[0], "evidence": wire.table_of(evidence)}
     before = _rewritten(context.ledger)
-    book = valuation.Book(context, Run("value", 1), "default")
+    book = valuation.LedgerWriter(context, Run("value", 1), "default")
     seconds = _least_seconds([partial(book.write, some, evidence) for some in work])
     return {
         "evidence seconds": seconds / chunk,
@@ -236,7 +238,7 @@ def _measure_evidence(context: Any, n: int, chunk: int = 1024) -> Constants:
 
 
 FILL = """
-INSERT INTO training (training_key, point_id, content_hash, label, width, height, epoch_added, attributes)
+INSERT INTO training (training_key, point_id, content_hash, label, width, height, version_added, attributes)
 SELECT i + 1, uuid()::VARCHAR, sha256(i::VARCHAR), 'class ' || (i % 1000), 256, 256, 1, '{}' FROM range($n) t(i);
 INSERT INTO sources (training_key, uri, owner, label, licence, attributes, file_size, file_time)
 SELECT i + 1, '/data/images/' || (i % 1000) || '/' || sha256(i::VARCHAR)[:16] || '.jpg', 'owner ' || (i % 5000),
@@ -248,7 +250,7 @@ INSERT INTO features SELECT 'training/rerank', i + 1, 4611686018427387904 + i //
 def _taken(first: int, count: int) -> Any:
     """A chunk of images that the ledger doesn't have."""
     from gmv_qdrant.images.records import content_hash, point_id
-    from gmv_qdrant.pipeline.ingest import IMAGES, SOURCES, Taken
+    from gmv_qdrant.pipeline.ingest import IMAGES, SOURCES, StoredChunk
 
     hashes = [content_hash(f"new {i}".encode()) for i in range(first, first + count)]
     images = [
@@ -261,12 +263,12 @@ def _taken(first: int, count: int) -> Any:
          "licence": "CC-BY-4.0", "attributes": "{}", "file_size": 50_000, "file_time": 1_700_000_000_000_000_000}
         for hash_ in hashes
     ]  # fmt: skip
-    return Taken(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
+    return StoredChunk(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
 
 
 def _valued(first: int, count: int) -> Any:
     from gmv_qdrant.images.records import content_hash, point_id
-    from gmv_qdrant.pipeline.valuation import IMAGES, Work
+    from gmv_qdrant.pipeline.value import IMAGES, EmbeddedChunk
 
     hashes = [content_hash(f"generated {i}".encode()) for i in range(first, first + count)]
     images = [
@@ -276,7 +278,7 @@ def _valued(first: int, count: int) -> Any:
     ]  # fmt: skip
     locations = np.stack([np.full(count, 2**62 + first), np.arange(count)], axis=1)
     spaces = {"generated/recall": locations, "generated/rerank": locations}
-    return Work(pa.Table.from_pylist(images, IMAGES), spaces)
+    return EmbeddedChunk(pa.Table.from_pylist(images, IMAGES), spaces)
 
 
 def _least_seconds(calls: list[Callable[[], Any]]) -> float:
@@ -317,8 +319,8 @@ def measure_networks(cache_dir: Path | None) -> Constants:
     from PIL import Image
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gmv_qdrant.encoders import Runtime, load_distance, load_encoder
-    from gmv_qdrant.quality import load_quality
+    from gmv_qdrant.models.encoders import Runtime, load_distance, load_encoder
+    from gmv_qdrant.models.quality import load_quality
 
     runtime = Runtime(device="cpu", offline=True, cache_dir=cache_dir)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)

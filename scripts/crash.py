@@ -30,7 +30,7 @@ import PIL.PngImagePlugin  # noqa: F401
 import pyarrow.compute  # noqa: F401
 import pyarrow.parquet as parquet
 import qdrant_edge  # noqa: F401
-import tiny
+import tiny_workspace
 import torch  # noqa: F401
 
 from gmv_qdrant import Workspace
@@ -46,7 +46,11 @@ class Scenario:
         self, root: Path, name: str, before: list[Command], command: Command, *, coded: bool = False
     ) -> None:
         self.name, self.before, self.command = name, before, command
-        self.settings = {**tiny.SETTINGS, "candidates": 400, "quantization": "pq"} if coded else tiny.SETTINGS
+        self.settings = (
+            {**tiny_workspace.SETTINGS, "candidates": 400, "quantization": "pq"}
+            if coded
+            else tiny_workspace.SETTINGS
+        )
         self.template = root / name / "template"
         self.seconds = 0.0
         self.expected: Any = None
@@ -165,7 +169,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--start", type=int, default=0)
     options = parser.parse_args()
-    with tiny.scratch() as root:
+    with tiny_workspace.scratch() as root:
         images = root / "images"
         for folder, seeds in {
             "a": range(70),
@@ -173,7 +177,7 @@ def main() -> int:
             "g": range(500, 540),
             "many": range(1000, 1300),
         }.items():
-            tiny.write(images / folder, seeds)
+            tiny_workspace.write(images / folder, seeds)
         ready = scenarios(root)
         for scenario in ready:
             scenario.template.parent.mkdir()

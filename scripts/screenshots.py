@@ -22,7 +22,7 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.report.web import application
+from gmv_qdrant.web.app import application
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

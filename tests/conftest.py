@@ -37,24 +37,24 @@ def shared() -> Path:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """An empty folder, in memory where there is room."""
-    import tiny
+    import tiny_workspace
 
-    with tiny.scratch() as path:
+    with tiny_workspace.scratch() as path:
         yield path
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers are given up on in seconds, and none is found in the environment."""
-    import gmv_qdrant.store as stores
-    from gmv_qdrant.store import connection, server_collections
+    import gmv_qdrant.vectors as stores
+    from gmv_qdrant.vectors.server import collections, connection
 
     config = stores._config
     monkeypatch.setattr(
         stores, "_config", lambda settings: replace(config(settings), timeout=2, patience=1.5)
     )
     monkeypatch.setattr(connection, "_backoff", lambda _: 0.02)
-    monkeypatch.setattr(server_collections, "POLL", 0.02)
+    monkeypatch.setattr(collections, "POLL", 0.02)
     for name in ("QDRANT_URL", "QDRANT_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -62,7 +62,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Any]:
     """A script as a module; what scripts change in this process is undone."""
-    import gmv_qdrant.quality as quality
+    import gmv_qdrant.models.quality as quality
     from gmv_qdrant.pipeline import context
 
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts" / "reproduce")

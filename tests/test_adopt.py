@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+import tiny_workspace
 from click.testing import CliRunner, Result
 from qdrant_client.http import models as m
 from store.loopback import Fault, Loopback, is_write
@@ -20,7 +20,7 @@ from gmv_qdrant.errors import CollectionMismatch, GmvError, SettingsError, Sourc
 
 pytestmark = pytest.mark.usefixtures("impatient")
 TRAINING, GENERATED = range(40), range(100, 105)
-SETTINGS = {name: value for name, value in tiny.SETTINGS.items() if name != "quantization"}
+SETTINGS = {name: value for name, value in tiny_workspace.SETTINGS.items() if name != "quantization"}
 OWNERS = ("ada", "bo", "chi")
 
 
@@ -56,7 +56,7 @@ def server(folder: Path) -> Iterator[ReadOnly]:
 
 
 def vector(seed: int) -> np.ndarray:
-    row = tiny.pixels(seed).transpose(2, 0, 1).ravel().astype(np.float64)
+    row = tiny_workspace.pixels(seed).transpose(2, 0, 1).ravel().astype(np.float64)
     return np.asarray(row / np.linalg.norm(row))
 
 
@@ -78,7 +78,7 @@ def put(
     **payload: Any,
 ) -> None:
     """Points as their own programs write them: integer ids, other names of fields, a path below some root."""
-    tiny.write(folder / "theirs", seeds)
+    tiny_workspace.write(folder / "theirs", seeds)
     rows = [(vector(seed) * lengths).tolist() for seed in seeds]
     batch = m.Batch(
         ids=list(seeds),
@@ -111,7 +111,7 @@ def adopt(server: ReadOnly, folder: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def generated(folder: Path) -> Path:
-    tiny.write(folder / "generated", GENERATED)
+    tiny_workspace.write(folder / "generated", GENERATED)
     return folder / "generated"
 
 
@@ -126,7 +126,9 @@ def expected(training: Sequence[int]) -> dict[str, float]:
     """By plain numpy; the ids are theirs, and break no tie here."""
     totals = {str(seed): 0.0 for seed in training}
     for one in GENERATED:
-        for seed, share in tiny.contributions(one, training, tiny.SETTINGS["candidates"], None).items():
+        for seed, share in tiny_workspace.contributions(
+            one, training, tiny_workspace.SETTINGS["candidates"], None
+        ).items():
             totals[str(seed)] += share
     return totals
 
@@ -155,7 +157,7 @@ def test_values_of_a_foreign_collection_and_nothing_written(
     assert (workspace.settings.vector_name, workspace.settings.quantization) == (name, "none")
     valued = workspace.value([generated])
     assert 0 < valued["computed"] <= 20, "re-rank vectors of candidates only"
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
     assert server.writes() == []
 
 
@@ -170,7 +172,7 @@ def test_all_that_can_be_asked_of_it_writes_nothing(folder: Path, server: ReadOn
     by_owner = dict.fromkeys(OWNERS, 0.0)
     for seed, value in expected(TRAINING).items():
         by_owner[OWNERS[int(seed) % 3]] += 2 * value
-    assert tiny.owners(workspace) == pytest.approx(by_owner, abs=1e-6)
+    assert tiny_workspace.owners(workspace) == pytest.approx(by_owner, abs=1e-6)
     for by, groups in (("label", 2), ("year", 4), ("customer", 1)):
         assert len(workspace.credits(by).fetchall()) == groups
     assert workspace.check(read_images=True) == []
@@ -220,7 +222,7 @@ def test_a_tenant_sees_nothing_of_the_others(
     )
     workspace = Workspace(folder / "ws")
     workspace.value([generated])
-    assert tiny.values(workspace) == pytest.approx(expected(mine), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(mine), abs=1e-6)
     assert workspace.check() == []
     assert workspace.status()["store"]["points_without_vector"] == {"": 0}
 
@@ -237,7 +239,7 @@ def refused(server: ReadOnly, folder: Path, kind: type[GmvError], sentence: str,
 
 def test_another_encoder_is_refused_with_the_one_that_fits(folder: Path, server: ReadOnly) -> None:
     create(server, dim=12)
-    tiny.write(folder / "theirs", TRAINING)
+    tiny_workspace.write(folder / "theirs", TRAINING)
     small = [np.random.default_rng(seed).random(12).tolist() for seed in TRAINING]
     payloads = [{"uri": str(folder / "theirs" / f"{seed}.png")} for seed in TRAINING]
     batch = m.Batch(ids=list(TRAINING), vectors=small, payloads=payloads)
@@ -254,8 +256,8 @@ def test_the_encoder_that_fits_is_measured(
     folder: Path, server: ReadOnly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another of the same dimension, whose weights are here, is tried on the sample."""
-    from gmv_qdrant.encoders import registry
-    from gmv_qdrant.encoders.pixels import PixelEncoder
+    from gmv_qdrant.models.encoders import registry
+    from gmv_qdrant.models.encoders.pixels import PixelEncoder
 
     class Upside(PixelEncoder):
         def prepare(self, image: Any) -> Any:
@@ -276,12 +278,12 @@ def test_a_few_images_may_have_changed_but_not_many(folder: Path, server: ReadOn
     create(server)
     put(server, folder, TRAINING)
     for seed in range(0, 40, 8):
-        (folder / "theirs" / f"{seed}.png").write_bytes(tiny.png(900 + seed))
+        (folder / "theirs" / f"{seed}.png").write_bytes(tiny_workspace.png(900 + seed))
     (folder / "theirs" / "1.png").unlink()
     (folder / "theirs" / "2.png").write_bytes(b"no image")
     assert adopt(server, folder, sample=40)["sample_differing"] == 5
     for seed in range(0, 40, 2):
-        (folder / "theirs" / f"{seed}.png").write_bytes(tiny.png(900 + seed))
+        (folder / "theirs" / f"{seed}.png").write_bytes(tiny_workspace.png(900 + seed))
     with pytest.raises(CollectionMismatch, match="was not embedded by pixels:8"):
         adopt(server, folder, sample=40)
     assert (folder / "ws" / "gmv.toml").exists(), "what was adopted before stays"
@@ -331,7 +333,7 @@ def test_points_without_a_path_are_left_out_and_counted(
     workspace = Workspace(folder / "ws")
     summary = workspace.value([generated])
     assert summary.get("unknown_points", 0) <= 5
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
 def test_images_that_went_are_quarantined(folder: Path, server: ReadOnly, generated: Path) -> None:
@@ -344,12 +346,12 @@ def test_images_that_went_are_quarantined(folder: Path, server: ReadOnly, genera
     assert workspace.value([generated])["quarantined"] >= 1
     rows = workspace.sql("SELECT uri, reason FROM quarantine").fetchall()
     assert [(Path(uri).name, "re-rank vector" in reason) for uri, reason in rows] == [(f"{best}.png", True)]
-    assert tiny.values(workspace)[best] == 0
-    tiny.write(folder / "theirs", [int(best)])
+    assert tiny_workspace.values(workspace)[best] == 0
+    tiny_workspace.write(folder / "theirs", [int(best)])
     with workspace.ledger.write() as con:
-        con.execute("UPDATE generated SET epoch_valued = 0")
+        con.execute("UPDATE generated SET version_valued = 0")
     workspace.update()
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
 # -- a collection that changes ---------------------------------------------------------------------------------------
@@ -366,7 +368,7 @@ def test_points_that_come_and_go_while_it_is_valued(folder: Path, server: ReadOn
     summary = workspace.value([generated])
     assert summary["unknown_points"] >= len(GENERATED)
     there = [seed for seed in TRAINING if seed > 1]
-    found = tiny.values(workspace)
+    found = tiny_workspace.values(workspace)
     assert {found.pop("0"), found.pop("1")} == {0.0}
     assert found == pytest.approx(expected(there), abs=1e-6), "nobody's place was taken by a stranger"
 
@@ -375,7 +377,7 @@ def test_points_that_come_and_go_while_it_is_valued(folder: Path, server: ReadOn
     assert workspace.stale() == len(GENERATED)
     workspace.update()
     now = [*there, *GENERATED, *range(200, 205)]
-    assert tiny.values(workspace) == pytest.approx(expected(now), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(now), abs=1e-6)
     assert workspace.check() == []
 
     put(server, folder, [0], photographer="dee")  # back again
@@ -383,7 +385,7 @@ def test_points_that_come_and_go_while_it_is_valued(folder: Path, server: ReadOn
     third = adopt(server, folder)
     assert (third["new"], third["changed"], third["unchanged"]) == (1, 1, 47)
     workspace.update()
-    assert tiny.values(workspace) == pytest.approx(expected([0, *now]), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected([0, *now]), abs=1e-6)
     rows = workspace.sql("SELECT owner, count(*) FROM sources WHERE owner = 'dee' GROUP BY ALL").fetchall()
     assert rows == [("dee", 2)]
     assert workspace.check() == []
@@ -407,7 +409,7 @@ def test_update_says_that_the_collection_has_changed(folder: Path, server: ReadO
         workspace.check(repair=True)
     adopt(server, folder)
     workspace.update()
-    assert tiny.values(workspace) == pytest.approx(expected([*TRAINING, 71]), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected([*TRAINING, 71]), abs=1e-6)
     assert workspace.check() == []
 
 
@@ -419,7 +421,7 @@ def test_a_collection_that_is_deleted_or_emptied_changes_nothing_here(
     adopt(server, folder)
     workspace = Workspace(folder / "ws")
     workspace.value([generated])
-    before = tiny.values(workspace)
+    before = tiny_workspace.values(workspace)
     delete(server, TRAINING)
     with pytest.raises(GmvError, match="'theirs' has no points any more"):
         adopt(server, folder)
@@ -430,14 +432,14 @@ def test_a_collection_that_is_deleted_or_emptied_changes_nothing_here(
     create(server, dim=12)
     with pytest.raises(CollectionMismatch, match="now has vectors of 12 numbers, not 192"):
         workspace.value([generated], batch="b")
-    assert tiny.values(workspace) == before
+    assert tiny_workspace.values(workspace) == before
     assert workspace.status()["store"]["engine"] == "server"
 
 
 def test_a_scroll_that_is_cut_off_goes_on(
     folder: Path, server: ReadOnly, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmv_qdrant.store.server_reader.BATCH", 8)
+    monkeypatch.setattr("gmv_qdrant.vectors.server.reader.BATCH", 8)
     create(server)
     put(server, folder, TRAINING)
     server.fail(Fault("drop"), Fault("answer", 503), Fault("half"), on="/points/scroll")
@@ -460,7 +462,7 @@ def test_a_scroll_that_is_cut_off_goes_on(
     assert summary["new"] + summary["unchanged"] == 40
     workspace = Workspace(folder / "ws")
     workspace.value([generated])
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
     assert workspace.check() == []
 
 
@@ -489,7 +491,7 @@ def test_quantization_and_rerank_vectors_when_asked_for(
     assert {path for _, path, _ in server.writes()[seen:]} == set()
     workspace.value([generated])
     left = [seed for seed in seeds if seed != 9]
-    found = tiny.values(workspace)
+    found = tiny_workspace.values(workspace)
     found.pop("9")
     assert sum(found.values()) == pytest.approx(len(GENERATED))
     assert found == pytest.approx(expected(left), abs=1e-6)

@@ -71,18 +71,18 @@ def test_missing_candidates_weigh_nothing() -> None:
 
 
 def test_the_mass_of_nobody_is_found() -> None:
-    """Half of the probes have a parent at .2 among strangers at .6; the other half only strangers, from .55 on."""
+    """Half of the probes have a parent at .2 among unknown_points at .6; the other half only unknown_points, from .55 on."""
     random = np.random.default_rng(5)
     d = np.sort(
         np.vstack([random.normal(0.6, 0.02, (400, 20)), random.normal(0.62, 0.02, (400, 20))]), axis=1
     )
     w = np.zeros_like(d)
     d[:400, 0], w[:400, 0] = random.normal(0.2, 0.02, 400), 1.0
-    found = fit(d, w, no_contributor=True)
-    assert found.no_contributor is not None
-    assert 0.25 < found.no_contributor < 0.56
+    found = fit(d, w, null_distance=True)
+    assert found.null_distance is not None
+    assert 0.25 < found.null_distance < 0.56
     credit = parent_figures(
-        d, w, training=1000, temperature=found.temperature, no_contributor=found.no_contributor
+        d, w, training=1000, temperature=found.temperature, null_distance=found.null_distance
     ).parent_share
     assert credit > 0.45  # half of the probes have no parent at all
 
@@ -92,15 +92,15 @@ def test_a_probe_without_any_candidate_belongs_to_nobody(lapse: bool) -> None:
     """It has no distance to learn from, it isn't lost either, and no figure becomes NaN."""
     d, w = drawn(0.1, probes=400)
     wider, parents = np.vstack([d, np.full((100, 20), np.inf)]), np.vstack([w, np.zeros((100, 20))])
-    found = fit(wider, parents, no_contributor=True, lapse=lapse)
+    found = fit(wider, parents, null_distance=True, lapse=lapse)
     assert found.probes == 500
-    assert np.isfinite([found.temperature, found.no_contributor, found.log_likelihood]).all()
+    assert np.isfinite([found.temperature, found.null_distance, found.log_likelihood]).all()
     assert found.temperature == pytest.approx(fit(d, w, lapse=lapse).temperature, rel=0.1)
     figures = parent_figures(
-        wider, parents, training=1000, temperature=0.1, no_contributor=found.no_contributor
+        wider, parents, training=1000, temperature=0.1, null_distance=found.null_distance
     )
     assert np.isfinite(list(figures.as_dict().values())).all()
-    alone = parent_figures(d, w, training=1000, temperature=0.1, no_contributor=found.no_contributor)
+    alone = parent_figures(d, w, training=1000, temperature=0.1, null_distance=found.null_distance)
     assert figures.parent_share == pytest.approx(0.8 * alone.parent_share)
     assert figures.effective_contributors == pytest.approx(alone.effective_contributors)
 

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import duckdb
 import numpy as np
 import pytest
-import tiny
+import tiny_workspace
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.ledger.ledger import SCHEMA_VERSION, Ledger
-from gmv_qdrant.store.edge import EdgeStore
+from gmv_qdrant.ledger.database import SCHEMA_VERSION, Ledger
+from gmv_qdrant.vectors.embedded.store import EdgeStore
 
 K = 20
-RESERVE = 2
-SETTINGS = {**tiny.SETTINGS, "candidates": K}
+SPARE = 2
+SETTINGS = {**tiny_workspace.SETTINGS, "candidates": K}
 GENERATED = range(500, 512)
 
 
@@ -47,8 +46,8 @@ def counted_searches() -> Iterator[list[int]]:
 
 def start(folder: Path, training: range, **settings: Any) -> Workspace:
     workspace = Workspace.init(folder / "workspace", **{**SETTINGS, **settings})
-    workspace.ingest(tiny.write(folder / "training", training), owner="ada")
-    workspace.value(tiny.write(folder / "generated", GENERATED))
+    workspace.ingest(tiny_workspace.write(folder / "training", training), owner="ada")
+    workspace.value(tiny_workspace.write(folder / "generated", GENERATED))
     return workspace
 
 
@@ -64,21 +63,23 @@ def lists(workspace: Workspace, table: str) -> dict[str, list[str]]:
 
 
 def assert_exact(workspace: Workspace, training: set[int]) -> None:
-    """Candidates, reserve, distances and radius are those of plain numpy over these images."""
+    """Candidates, spare, distances and radius are those of plain numpy over these images."""
     assert workspace.stale() == 0
-    candidates, reserve = lists(workspace, "matches"), lists(workspace, "reserve")
+    candidates, spare = lists(workspace, "matches"), lists(workspace, "spare_candidates")
     for seed in GENERATED:
         uri = next(uri for uri in candidates if uri.endswith(f"/{seed}.png"))
-        order = sorted(training, key=lambda one: (tiny._pair(seed, one)[0], str(tiny.point(one))))
-        expected = [str(tiny.point(one)) for one in order]
-        found = candidates[uri] + reserve.get(uri, [])
+        order = sorted(
+            training, key=lambda one: (tiny_workspace._pair(seed, one)[0], str(tiny_workspace.point(one)))
+        )
+        expected = [str(tiny_workspace.point(one)) for one in order]
+        found = candidates[uri] + spare.get(uri, [])
         assert found == expected[: len(found)]
         assert len(candidates[uri]) == min(K, len(training))
-        assert len(found) <= K + RESERVE
+        assert len(found) <= K + SPARE
         if len(training) >= K:
             sql = f"SELECT recall_radius FROM generated WHERE uri = '{uri}'"
             assert workspace.sql(sql).fetchall()[0][0] == pytest.approx(
-                tiny._pair(seed, order[K - 1])[0], abs=1e-6
+                tiny_workspace._pair(seed, order[K - 1])[0], abs=1e-6
             )
     assert_credits(workspace, training)
 
@@ -86,16 +87,16 @@ def assert_exact(workspace: Workspace, training: set[int]) -> None:
 def assert_credits(workspace: Workspace, training: set[int]) -> None:
     totals = dict.fromkeys(training, 0.0)
     for seed in GENERATED:
-        for one, share in tiny.contributions(seed, training, K, 5).items():
+        for one, share in tiny_workspace.contributions(seed, training, K, 5).items():
             totals[one] += share
-    expected_values = {str(tiny.point(one)): value for one, value in totals.items()}
-    assert tiny.values(workspace, 5) == pytest.approx(expected_values, abs=tiny.CLOSE)
+    expected_values = {str(tiny_workspace.point(one)): value for one, value in totals.items()}
+    assert tiny_workspace.values(workspace, 5) == pytest.approx(expected_values, abs=tiny_workspace.CLOSE)
     assert workspace.check() == []
 
 
 def test_what_comes_is_put_in_its_place_without_a_search(folder: Path) -> None:
     workspace = start(folder, range(60))
-    workspace.ingest(tiny.write(folder / "new", range(60, 66)), owner="bo")
+    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 66)), owner="bo")
     assert workspace.stale() == len(GENERATED)
     with no_search():
         summary = workspace.update()
@@ -109,15 +110,15 @@ def test_what_goes_is_replaced_from_the_reserve_at_once(folder: Path) -> None:
     before = lists(workspace, "matches")
     gone = 7
     with no_search():
-        workspace.withdraw(ids=[str(tiny.point(gone))])
-    assert any(str(tiny.point(gone)) in mine for mine in before.values())
+        workspace.withdraw(ids=[str(tiny_workspace.point(gone))])
+    assert any(str(tiny_workspace.point(gone)) in mine for mine in before.values())
     assert_exact(workspace, set(range(60)) - {gone})
 
 
 def test_a_reserve_that_is_used_up_is_searched_anew(folder: Path) -> None:
     workspace = start(folder, range(60))
-    nearest = sorted(range(60), key=lambda one: tiny._pair(GENERATED[0], one)[0])[: RESERVE + 2]
-    workspace.withdraw(ids=[str(tiny.point(one)) for one in nearest])
+    nearest = sorted(range(60), key=lambda one: tiny_workspace._pair(GENERATED[0], one)[0])[: SPARE + 2]
+    workspace.withdraw(ids=[str(tiny_workspace.point(one)) for one in nearest])
     stale = workspace.stale()
     assert 0 < stale < len(GENERATED) or stale == len(GENERATED)
     with counted_searches() as queries:
@@ -133,10 +134,12 @@ def test_many_comings_and_goings(folder: Path) -> None:
     unseen = list(range(50, 110))
     for turn in range(3):
         come = [unseen.pop() for _ in range(int(random.integers(1, 5)))]
-        workspace.ingest(tiny.write(folder / f"new-{turn}", come), owner="bo")
+        workspace.ingest(tiny_workspace.write(folder / f"new-{turn}", come), owner="bo")
         training |= set(come)
         gone = set(random.choice(sorted(training), 2, replace=False).tolist())
-        workspace.withdraw(ids=[str(tiny.point(one)) for one in gone])  # while images are stale, too
+        workspace.withdraw(
+            ids=[str(tiny_workspace.point(one)) for one in gone]
+        )  # while images are stale, too
         training -= gone
         workspace.update()
         assert_exact(workspace, training)
@@ -144,7 +147,7 @@ def test_many_comings_and_goings(folder: Path) -> None:
 
 def test_more_than_half_of_the_candidates_new_is_searched(folder: Path) -> None:
     workspace = start(folder, range(30))
-    workspace.ingest(tiny.write(folder / "new", range(100, 200)), owner="bo")
+    workspace.ingest(tiny_workspace.write(folder / "new", range(100, 200)), owner="bo")
     with counted_searches() as queries:
         summary = workspace.update()
     assert summary["searched"] == sum(queries) == len(GENERATED)
@@ -155,18 +158,20 @@ def test_what_rounding_could_decide_is_searched(folder: Path) -> None:
     """Copies of the K-th candidate under another hash: equal vectors, so that ids decide who is a candidate."""
     workspace = start(folder, range(60))
     seed = GENERATED[0]
-    order = sorted(range(60), key=lambda one: tiny._pair(seed, one)[0])
+    order = sorted(range(60), key=lambda one: tiny_workspace._pair(seed, one)[0])
     copies = folder / "copies"
     copies.mkdir()
     for level in range(4):  # the same pixels in other bytes
-        Image.fromarray(tiny.pixels(order[K - 1])).save(copies / f"{level}.png", compress_level=level)
+        Image.fromarray(tiny_workspace.pixels(order[K - 1])).save(
+            copies / f"{level}.png", compress_level=level
+        )
     workspace.ingest([copies], owner="bo")
     summary = workspace.update()
     assert summary["searched"] >= 1
     again = Workspace.init(folder / "again", **SETTINGS)
     again.ingest([folder / "training", copies])
     again.value([folder / "generated"])
-    for table in ("matches", "reserve"):
+    for table in ("matches", "spare_candidates"):
         mine, fresh = lists(workspace, table), lists(again, table)
         assert {uri: set(points) for uri, points in mine.items()} == {uri: set(p) for uri, p in fresh.items()}
     assert workspace.check() == []
@@ -175,9 +180,9 @@ def test_what_rounding_could_decide_is_searched(folder: Path) -> None:
 @pytest.mark.parametrize("views", ["none", "flip"])
 def test_two_views_are_searched(folder: Path, views: str) -> None:
     workspace = start(folder, range(60), views=views)
-    reserves = sum(map(len, lists(workspace, "reserve").values()))
-    assert reserves == (RESERVE * len(GENERATED) if views == "none" else 0)
-    workspace.ingest(tiny.write(folder / "new", range(60, 64)), owner="bo")
+    spare = sum(map(len, lists(workspace, "spare_candidates").values()))
+    assert spare == (SPARE * len(GENERATED) if views == "none" else 0)
+    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 64)), owner="bo")
     summary = workspace.update()
     assert (summary["searched"] == summary["affected"]) == (views == "flip")
 
@@ -185,31 +190,15 @@ def test_two_views_are_searched(folder: Path, views: str) -> None:
 def test_two_views_stay_exact(folder: Path) -> None:
     """Candidates of two views are cut to K together, so one that leaves may make room for one that no row names."""
     workspace = start(folder, range(60), views="flip")
-    workspace.withdraw(ids=[str(tiny.point(one)) for one in (3, 11, 40)])
-    workspace.ingest(tiny.write(folder / "new", range(60, 64)), owner="bo")
+    workspace.withdraw(ids=[str(tiny_workspace.point(one)) for one in (3, 11, 40)])
+    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 64)), owner="bo")
     workspace.update()
     fresh = Workspace.init(folder / "fresh", **{**SETTINGS, "views": "flip"})
-    fresh.ingest(tiny.write(folder / "all", {*range(64)} - {3, 11, 40}))
+    fresh.ingest(tiny_workspace.write(folder / "all", {*range(64)} - {3, 11, 40}))
     fresh.value([folder / "generated"])
-    assert tiny.values(workspace) == pytest.approx(tiny.values(fresh), abs=1e-12)
+    assert tiny_workspace.values(workspace) == pytest.approx(tiny_workspace.values(fresh), abs=1e-12)
     assert lists(workspace, "matches") == lists(fresh, "matches")
     assert workspace.check() == []
-
-
-def test_older_ledgers_are_brought_up_to_date(folder: Path) -> None:
-    workspace = start(folder, range(60))
-    expected = tiny.values(workspace, 5)
-    with duckdb.connect(str(workspace.path / "ledger.duckdb")) as con:
-        con.execute("DROP TABLE reserve; ALTER TABLE matches DROP COLUMN recall_distance")
-        con.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
-    again = Workspace(workspace.path)
-    assert again.ledger.meta()["schema_version"] == SCHEMA_VERSION
-    assert tiny.values(again, 5) == expected
-    again.withdraw(ids=[str(tiny.point(7))])
-    again.ingest(tiny.write(folder / "new", range(60, 64)), owner="bo")
-    summary = again.update()
-    assert summary["searched"] == summary["affected"] > 0  # recall distances were not kept then
-    assert_credits(again, {*range(64)} - {7})
 
 
 def test_a_fresh_ledger_needs_no_upgrade(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `check` finds and `--repair` mends; quarantine tried again; full disks, lost files and clocks that go back."""
+"""What `check` finds and `--repair` repairs; quarantine tried again; full disks, lost files and clocks that go back."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+import tiny_workspace
 from click.testing import CliRunner
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import LedgerError, StoreError
 from gmv_qdrant.ledger import runs
-from gmv_qdrant.store.edge import EdgeStore
+from gmv_qdrant.vectors.embedded.store import EdgeStore
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    with tiny.scratch() as folder:
+    with tiny_workspace.scratch() as folder:
         yield folder
 
 
@@ -34,18 +34,18 @@ def workspace(root: Path) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def mended() -> Iterator[Workspace]:
+def repaired() -> Iterator[Workspace]:
     """One workspace for all damages: each test leaves it whole."""
-    with tiny.scratch() as folder:
+    with tiny_workspace.scratch() as folder:
         yield fill(folder)
 
 
 def fill(root: Path) -> Workspace:
     """16 training images of two owners, 6 generated ones."""
-    made = Workspace.init(root / "workspace", **tiny.SETTINGS)
-    made.ingest(tiny.write(root / "a", range(8)), owner="ada")
-    made.ingest(tiny.write(root / "b", range(8, 16)), owner="bo")
-    made.value(tiny.write(root / "g", range(50, 56)))
+    made = Workspace.init(root / "workspace", **tiny_workspace.SETTINGS)
+    made.ingest(tiny_workspace.write(root / "a", range(8)), owner="ada")
+    made.ingest(tiny_workspace.write(root / "b", range(8, 16)), owner="bo")
+    made.value(tiny_workspace.write(root / "g", range(50, 56)))
     return made
 
 
@@ -71,12 +71,12 @@ def feature_file(workspace: Workspace, space: str) -> Path:
 
 
 def rename_payload(store: Any) -> None:
-    (point,) = store.retrieve([tiny.point(3)], with_vectors=True)
+    (point,) = store.retrieve([tiny_workspace.point(3)], with_vectors=True)
     store.upsert([point.id], point.vector[None], [{"uri": "x"}])
 
 
 def add_stranger(store: Any) -> None:
-    store.upsert([tiny.point(900)], np.ones((1, 192), np.float32), [{"uri": "x"}])
+    store.upsert([tiny_workspace.point(900)], np.ones((1, 192), np.float32), [{"uri": "x"}])
 
 
 def add_shard(workspace: Workspace) -> None:
@@ -99,13 +99,13 @@ SQL_DAMAGE = {
     "doubled source": ("same source twice", "INSERT INTO sources SELECT * FROM sources LIMIT 1"),
     "stray source": ("belong to no training", "INSERT INTO sources (training_key, uri) VALUES (99, 'x')"),
     "doubled feature": ("two rows", "INSERT INTO features SELECT * FROM features LIMIT 1"),
-    "reserve of nothing": (
+    "spare of nothing": (
         "no generated image",
-        "UPDATE reserve SET generated_key = 77 WHERE generated_key = 1",
+        "UPDATE spare_candidates SET generated_key = 77 WHERE generated_key = 1",
     ),
-    "foreign reserve": ("aren't the next nearest", "UPDATE reserve SET training_key = 99"),
-    "near reserve": ("aren't the next nearest", "UPDATE reserve SET recall_distance = 0"),
-    "future": ("still to come", "UPDATE generated SET epoch_valued = 1000"),
+    "foreign spare": ("aren't the next nearest", "UPDATE spare_candidates SET training_key = 99"),
+    "near spare": ("aren't the next nearest", "UPDATE spare_candidates SET recall_distance = 0"),
+    "future": ("still to come", "UPDATE generated SET version_valued = 1000"),
     "unnamed vectors": ("no vector in the feature space", "DELETE FROM features WHERE key = 3"),
     "killed run": (
         "killed before",
@@ -121,36 +121,39 @@ FILE_DAMAGE: dict[str, tuple[str, Callable[[Workspace], Any]]] = {
     ),
     "lost recall vectors": ("can't be read", lambda w: feature_file(w, "generated/recall").unlink()),
     "orphan shard": ("nothing that the ledger names", add_shard),
-    "lost points": ("are not in the store", lambda w: store_points(w, lambda s: s.delete([tiny.point(3)]))),
+    "lost points": (
+        "are not in the store",
+        lambda w: store_points(w, lambda s: s.delete([tiny_workspace.point(3)])),
+    ),
     "strange point": ("no training images of the ledger", lambda w: store_points(w, add_stranger)),
     "wrong payload": ("a source that is not theirs", lambda w: store_points(w, rename_payload)),
 }
 
 
 @pytest.mark.parametrize("damage", [*SQL_DAMAGE, *FILE_DAMAGE])
-def test_damage_is_found_and_mended(mended: Workspace, damage: str) -> None:
-    expected, owners = tiny.values(mended, 3), tiny.owners(mended, 3)
+def test_damage_is_found_and_mended(repaired: Workspace, damage: str) -> None:
+    expected, owners = tiny_workspace.values(repaired, 3), tiny_workspace.owners(repaired, 3)
     if damage in SQL_DAMAGE:
         sentence, sql = SQL_DAMAGE[damage]
-        write(mended, sql)
+        write(repaired, sql)
     else:
         sentence, spoil = FILE_DAMAGE[damage]
-        spoil(mended)
-    findings = mended.check(repair=True)
+        spoil(repaired)
+    findings = repaired.check(repair=True)
     assert any(sentence in finding.sentence for finding in findings), findings
-    assert all(finding.mended for finding in findings), [str(finding) for finding in findings]
-    assert mended.stale() == 0
-    assert tiny.values(mended, 3) == pytest.approx(expected, abs=1e-9)
-    assert tiny.owners(mended, 3) == pytest.approx(owners, abs=1e-9)
+    assert all(finding.repaired for finding in findings), [str(finding) for finding in findings]
+    assert repaired.stale() == 0
+    assert tiny_workspace.values(repaired, 3) == pytest.approx(expected, abs=1e-9)
+    assert tiny_workspace.owners(repaired, 3) == pytest.approx(owners, abs=1e-9)
 
 
-def test_the_mended_workspace_is_whole(mended: Workspace) -> None:
-    assert mended.check(read_images=True) == []
+def test_the_mended_workspace_is_whole(repaired: Workspace) -> None:
+    assert repaired.check(read_images=True) == []
 
 
 def test_what_cannot_be_mended_is_left_and_said(workspace: Workspace, root: Path) -> None:
     (root / "a/3.png").unlink()
-    (root / "a/4.png").write_bytes(tiny.png(400))
+    (root / "a/4.png").write_bytes(tiny_workspace.png(400))
     assert workspace.check() == []  # the vectors are kept: nothing needs the files
     assert gmv(workspace, "check")[0] == 0
     code, out, err = gmv(workspace, "check", "--read-images")
@@ -158,12 +161,14 @@ def test_what_cannot_be_mended_is_left_and_said(workspace: Workspace, root: Path
     assert out == ""
     assert "1 source images can't be read any more" in err
     assert "1 source images are no longer what was taken in" in err
-    store_points(workspace, lambda store: store.delete([tiny.point(3), tiny.point(5)]))
+    store_points(workspace, lambda store: store.delete([tiny_workspace.point(3), tiny_workspace.point(5)]))
     code, out, _ = gmv(workspace, "check", "--repair", "--json")
     findings = json.loads(out)
     assert code == 1
-    assert [finding["count"] for finding in findings if not finding["mended"]] == [1]  # 5 was computed again
-    workspace.withdraw(ids=[str(tiny.point(3))])
+    assert [finding["count"] for finding in findings if not finding["repaired"]] == [
+        1
+    ]  # 5 was computed again
+    workspace.withdraw(ids=[str(tiny_workspace.point(3))])
     workspace.update()
     assert workspace.check() == []
 
@@ -176,7 +181,7 @@ def test_a_lost_feature_file_doesnt_lock_anyone_out(workspace: Workspace) -> Non
     assert gmv(workspace, "check", "--repair")[0] == 0
     workspace.update()
     assert workspace.check() == []
-    assert set(tiny.owners(workspace)) == {"bo"}
+    assert set(tiny_workspace.owners(workspace)) == {"bo"}
 
 
 def test_nothing_of_a_withdrawn_image_stays_on_disk(workspace: Workspace, root: Path) -> None:
@@ -185,12 +190,14 @@ def test_nothing_of_a_withdrawn_image_stays_on_disk(workspace: Workspace, root: 
     with workspace._alone() as context:
         kept = {
             str(point.id): point
-            for point in context.store.retrieve([tiny.point(3), tiny.point(12)], with_vectors=True)
+            for point in context.store.retrieve(
+                [tiny_workspace.point(3), tiny_workspace.point(12)], with_vectors=True
+            )
         }
     traces = {
         seed: [
-            kept[str(tiny.point(seed))].vector.tobytes(),  # type: ignore[union-attr]
-            tiny.pixels(seed).transpose(2, 0, 1).tobytes(),
+            kept[str(tiny_workspace.point(seed))].vector.tobytes(),  # type: ignore[union-attr]
+            tiny_workspace.pixels(seed).transpose(2, 0, 1).tobytes(),
             f"{root}/{'a' if seed < 8 else 'b'}/{seed}.png".encode(),
         ]
         for seed in (3, 12)
@@ -206,16 +213,16 @@ def test_nothing_of_a_withdrawn_image_stays_on_disk(workspace: Workspace, root: 
     assert found(3) == 0
     assert found(12) >= 3
     assert not (workspace.path / "thumbnails").exists()
-    tombstones = workspace.sql("SELECT * FROM training WHERE epoch_withdrawn IS NOT NULL").fetchall()
+    tombstones = workspace.sql("SELECT * FROM training WHERE version_withdrawn IS NOT NULL").fetchall()
     assert len(tombstones) == 8
     workspace.update()
     assert workspace.check(read_images=True) == []
 
 
 def test_a_withdrawn_duplicate_is_described_by_the_source_that_stays(root: Path) -> None:
-    workspace = Workspace.init(root / "workspace", **tiny.SETTINGS)
+    workspace = Workspace.init(root / "workspace", **tiny_workspace.SETTINGS)
     for folder, label in (("first", "secret name"), ("second", "plain")):
-        tiny.write(root / folder, range(5))
+        tiny_workspace.write(root / folder, range(5))
         rows = [f"{seed}.png,{label},{folder}" for seed in range(5)]
         (root / folder / "metadata.csv").write_text("\n".join(["file_name,label,owner", *rows]) + "\n")
         workspace.ingest([root / folder])
@@ -231,7 +238,7 @@ def test_a_withdrawn_duplicate_is_described_by_the_source_that_stays(root: Path)
 
 def test_withdraw_counts_ids_that_are_nothing(workspace: Workspace, root: Path) -> None:
     ids = root / "ids.txt"
-    ids.write_text(f"{tiny.point(1)}\n\nno such image\n{root}/a/2.png\n")
+    ids.write_text(f"{tiny_workspace.point(1)}\n\nno such image\n{root}/a/2.png\n")
     code, out, err = gmv(workspace, "withdraw", "--ids", str(ids), "--dry-run", "--json")
     assert (code, json.loads(out)["images"], json.loads(out)["unknown_ids"]) == (0, 2, 1)
     code, _, err = gmv(workspace, "withdraw", "--ids", str(ids))
@@ -252,7 +259,7 @@ def test_withdrawn_images_come_back_only_on_request(workspace: Workspace, root: 
     summary = workspace.ingest(retry_quarantined=True, readmit=True)
     assert summary["new"] == 8
     workspace.update()
-    assert set(tiny.owners(workspace)) == {"ada", "bo"}
+    assert set(tiny_workspace.owners(workspace)) == {"ada", "bo"}
     assert workspace.status()["training"]["quarantined"] == 0
 
 
@@ -261,7 +268,7 @@ def test_withdrawn_images_come_back_only_on_request(workspace: Workspace, root: 
 
 def test_quarantined_inputs_are_tried_again_as_they_were_asked_for(workspace: Workspace, root: Path) -> None:
     for folder in ("c", "d"):
-        tiny.write(root / folder, range(20, 23) if folder == "c" else range(23, 26))
+        tiny_workspace.write(root / folder, range(20, 23) if folder == "c" else range(23, 26))
     whole = {path: path.read_bytes() for path in (root / "c/20.png", root / "c/21.png", root / "d/23.png")}
     for path, data in whole.items():
         path.write_bytes(data[:60])
@@ -284,7 +291,7 @@ def test_quarantined_inputs_are_tried_again_as_they_were_asked_for(workspace: Wo
     assert {(Path(uri).name, owner) for uri, owner in owners} == {
         ("20.png", "chi"), ("22.png", "chi"), ("23.png", "dee"), ("24.png", "dee"), ("25.png", "dee"),
     }  # fmt: skip
-    (root / "g/59.png").write_bytes(tiny.png(59))
+    (root / "g/59.png").write_bytes(tiny_workspace.png(59))
     assert workspace.value(retry_quarantined=True)["valued"] == 1
     assert workspace.sql("SELECT batch FROM generated WHERE uri LIKE '%59.png'").fetchall() == [("second",)]
     assert workspace.sql("SELECT uri FROM quarantine").fetchall() == [(str(root / "c/21.png"),)]
@@ -296,7 +303,7 @@ def test_quarantined_inputs_are_tried_again_as_they_were_asked_for(workspace: Wo
 def test_an_image_that_vanishes_while_it_is_read_is_quarantined(
     workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = tiny.write(root / "c", range(20, 24))
+    paths = tiny_workspace.write(root / "c", range(20, 24))
     from gmv_qdrant.pipeline import loading
 
     def load(context: Any, run: Any, records: Any) -> Any:
@@ -313,13 +320,13 @@ def test_an_image_that_vanishes_while_it_is_read_is_quarantined(
 def test_a_file_changed_in_place_is_a_new_image_and_the_old_one_stays(
     workspace: Workspace, root: Path
 ) -> None:
-    (root / "a/3.png").write_bytes(tiny.png(300))
+    (root / "a/3.png").write_bytes(tiny_workspace.png(300))
     assert workspace.ingest([root / "a"], owner="ada")["new"] == 1
     workspace.update()
-    values = tiny.values(workspace)
-    assert {str(tiny.point(3)), str(tiny.point(300))} <= values.keys()
+    values = tiny_workspace.values(workspace)
+    assert {str(tiny_workspace.point(3)), str(tiny_workspace.point(300))} <= values.keys()
     assert [finding.kind for finding in workspace.check(read_images=True)] == ["changed"]
-    (root / "g/50.png").write_bytes(tiny.png(550))
+    (root / "g/50.png").write_bytes(tiny_workspace.png(550))
     assert workspace.value([root / "g"])["valued"] == 1
     assert workspace.status()["generated"]["images"] == 6
 
@@ -343,20 +350,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("free", [100_000_000, 3_000, 0])
 def test_a_full_disk_is_said_and_loses_nothing(small_disk: Path, root: Path, free: int) -> None:
-    workspace = Workspace.init(small_disk / "workspace", **tiny.SETTINGS)
-    workspace.ingest(tiny.write(root / "a", range(8)), owner="ada")
-    workspace.value(tiny.write(root / "g", range(50, 56)))
-    before = tiny.values(workspace)
+    workspace = Workspace.init(small_disk / "workspace", **tiny_workspace.SETTINGS)
+    workspace.ingest(tiny_workspace.write(root / "a", range(8)), owner="ada")
+    workspace.value(tiny_workspace.write(root / "g", range(50, 56)))
+    before = tiny_workspace.values(workspace)
     left = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     ballast = small_disk / "ballast"
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, left - left % 4096 - free // 4096 * 4096)
-    tiny.write(root / "b", range(8, 16))
+    tiny_workspace.write(root / "b", range(8, 16))
     code, _, err = gmv(workspace, "ingest", str(root / "b"))
     assert code == 1
     assert err.count("\n") == 1, err
     assert "full" in err or "No space left" in err
-    assert tiny.values(workspace) == before
+    assert tiny_workspace.values(workspace) == before
     ballast.unlink()
     assert workspace.ingest([root / "b"], owner="bo")["new"] == 8
     workspace.update()
@@ -371,7 +378,7 @@ def test_a_ledger_that_cant_be_written_is_a_sentence(
     def full(*_: Any) -> None:
         raise duckdb.IOException("Could not write file: No space left on device\nand more")
 
-    monkeypatch.setattr("gmv_qdrant.ledger.ledger.insert", full)
+    monkeypatch.setattr("gmv_qdrant.ledger.database.insert", full)
     with pytest.raises(LedgerError, match="No space left on device"), workspace.ledger.write():
         full()
 
@@ -408,7 +415,7 @@ def test_a_clock_that_goes_back_changes_nothing(
     os.utime(root / "b/9.png", (1, 1))
     summary = workspace.ingest([root / "a", root / "b"], owner="bo")
     assert summary.get("new", 0) == 0
-    workspace.ingest(tiny.write(root / "c", range(20, 24)), owner="chi")
+    workspace.ingest(tiny_workspace.write(root / "c", range(20, 24)), owner="chi")
     workspace.update()
     assert all((run["seconds"] or 0) >= 0 for run in workspace.status()["runs"])
     assert workspace.check(read_images=True) == []
@@ -422,17 +429,17 @@ def test_a_failed_run_is_tidied_up_by_the_next(
     def broken(self: EdgeStore) -> None:
         raise StoreError("the store has an accident.")
 
-    tiny.write(root / "c", range(20, 60))
+    tiny_workspace.write(root / "c", range(20, 60))
     with monkeypatch.context() as patched:
         patched.setattr(EdgeStore, "flush", broken)
         with pytest.raises(StoreError):
             workspace.ingest([root / "c"], owner="chi")
     assert [finding.kind for finding in workspace.check()][:1] == ["unfinished"]
-    workspace.value(tiny.write(root / "g", [70, 71]))
+    workspace.value(tiny_workspace.write(root / "g", [70, 71]))
     assert workspace.check() == []
     expected: dict[str, float] = {}
     for seed in (*range(50, 56), 70, 71):
-        for one, share in tiny.contributions(seed, range(16), 4, 3).items():
-            expected[str(tiny.point(one))] = expected.get(str(tiny.point(one)), 0) + share
-    values = tiny.values(workspace, 3)
-    assert values == pytest.approx({**dict.fromkeys(values, 0.0), **expected}, abs=tiny.CLOSE)
+        for one, share in tiny_workspace.contributions(seed, range(16), 4, 3).items():
+            expected[str(tiny_workspace.point(one))] = expected.get(str(tiny_workspace.point(one)), 0) + share
+    values = tiny_workspace.values(workspace, 3)
+    assert values == pytest.approx({**dict.fromkeys(values, 0.0), **expected}, abs=tiny_workspace.CLOSE)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_workspace
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import LedgerLocked
@@ -39,9 +39,9 @@ print(json.dumps([rounds, slowest]))
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    made = Workspace.init(tmp_path / "workspace", **tiny.SETTINGS)
-    made.ingest(tiny.write(tmp_path / "a", range(20)), owner="ada")
-    made.value(tiny.write(tmp_path / "g", range(50, 60)))
+    made = Workspace.init(tmp_path / "workspace", **tiny_workspace.SETTINGS)
+    made.ingest(tiny_workspace.write(tmp_path / "a", range(20)), owner="ada")
+    made.value(tiny_workspace.write(tmp_path / "g", range(50, 60)))
     return made
 
 
@@ -59,9 +59,10 @@ def test_readers_see_whole_batches_while_runs_write(workspace: Workspace, tmp_pa
     try:
         for turn in range(2):
             workspace.ingest(
-                tiny.write(tmp_path / f"b{turn}", range(100 + turn * 9, 110 + turn * 9)), owner=f"o{turn}"
+                tiny_workspace.write(tmp_path / f"b{turn}", range(100 + turn * 9, 110 + turn * 9)),
+                owner=f"o{turn}",
             )
-            workspace.value(tiny.write(tmp_path / "g", range(50, 62)))
+            workspace.value(tiny_workspace.write(tmp_path / "g", range(50, 62)))
             workspace.withdraw(owner=f"o{turn}") if turn % 2 else workspace.update()
         workspace.update()
     finally:
@@ -94,5 +95,5 @@ def test_a_second_writer_gets_a_sentence(workspace: Workspace, tmp_path: Path) -
         assert done.returncode == 1
         assert done.stderr.startswith("error: another process is working on the workspace")
         assert "Traceback" not in done.stderr
-        assert len(tiny.values(workspace)) == 20  # reading goes on
+        assert len(tiny_workspace.values(workspace)) == 20  # reading goes on
     workspace.update()

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from gmv_qdrant.cluster import jobs
-from gmv_qdrant.ledger.ledger import Ledger
-from gmv_qdrant.store.server_reader import BATCH
+
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.vectors.server.reader import BATCH
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "cost_model.py"

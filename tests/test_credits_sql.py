@@ -59,12 +59,12 @@ class Small:
             con.execute(f"INSERT INTO {table} ({columns}) FROM given")
             con.unregister("given")
 
-        fill("meta", "key, value", [("epoch", "1")])
-        fill("training", "training_key, point_id, epoch_added, epoch_withdrawn",
+        fill("meta", "key, value", [("training_version", "1")])
+        fill("training", "training_key, point_id, version_added, version_withdrawn",
              [(i, f"p{i}", 1, None) for i in range(len(self.owners))] + [(999, "gone", 1, 2)])  # fmt: skip
         fill("sources", "training_key, uri, owner",
              [(i, f"{i}-{j}", owner) for i, row in enumerate(self.owners) for j, owner in enumerate(row)])  # fmt: skip
-        fill("generated", "generated_key, point_id, content_hash, uri, batch, quality, epoch_valued",
+        fill("generated", "generated_key, point_id, content_hash, uri, batch, quality, version_valued",
              [(j, f"g{j}", f"h{j}", f"g{j}", b, q, 1)
               for j, (b, q) in enumerate(zip(self.batch, self.quality, strict=True))])  # fmt: skip
         fill("matches", "generated_key, training_key, rank, distance",
@@ -103,13 +103,19 @@ functions = st.fixed_dictionaries(
     {
         "k": st.sampled_from([1, 2, 3, 30, 100, None]),
         "temperature": st.sampled_from([1.0, 0.1, 25.0]),
-        "calibrated": st.booleans(),
+        "quality_weighted": st.booleans(),
         "batch": st.sampled_from([None, "a"]),
-        "no_contributor": st.sampled_from([None, 0.3, 500.0]),
+        "null_distance": st.sampled_from([None, 0.3, 500.0]),
     }
 )
 Function = dict[str, Any]
-PAPER: Function = {"k": 30, "temperature": 1.0, "calibrated": True, "batch": None, "no_contributor": None}
+PAPER: Function = {
+    "k": 30,
+    "temperature": 1.0,
+    "quality_weighted": True,
+    "batch": None,
+    "null_distance": None,
+}
 
 
 def sql(function: Function) -> str:
@@ -121,7 +127,7 @@ def sql(function: Function) -> str:
 
 def shares(row: list[tuple[int, float]], function: Function) -> list[tuple[int, float]]:
     """Eq. 6 without q, against the smallest distance."""
-    top, t, nobody = row[: function["k"]], function["temperature"], function["no_contributor"]
+    top, t, nobody = row[: function["k"]], function["temperature"], function["null_distance"]
     weights = [math.exp((top[0][1] - d) / t) for _, d in top]
     exponent = -math.inf if nobody is None else (top[0][1] - nobody) / t
     total = sum(weights) + (math.exp(exponent) if exponent < 700 else math.inf)
@@ -130,7 +136,7 @@ def shares(row: list[tuple[int, float]], function: Function) -> list[tuple[int, 
 
 def values(ledger: Small, function: Function) -> dict[int, float]:
     found = dict.fromkeys(range(len(ledger.owners)), 0.0)
-    for q, row in ledger.asked(function["calibrated"], function["batch"]):
+    for q, row in ledger.asked(function["quality_weighted"], function["batch"]):
         for i, share in shares(row, function):
             found[i] += q * share
     return found
@@ -185,8 +191,8 @@ def shapley(players: list[Any], worth: Any) -> dict[Any, float]:
 def similarity(row: list[tuple[int, float]], function: Function) -> dict[Any, float]:
     """exp(-d/T) of each image, relative to the best; "nobody" is one of them when asked for."""
     distances: dict[Any, float] = dict(row)
-    if function["no_contributor"] is not None:
-        distances["nobody"] = function["no_contributor"]
+    if function["null_distance"] is not None:
+        distances["nobody"] = function["null_distance"]
     best = min(distances.values())
     return {i: math.exp((best - d) / function["temperature"]) for i, d in distances.items()}
 
@@ -195,7 +201,7 @@ def similarity(row: list[tuple[int, float]], function: Function) -> dict[Any, fl
 @given(ledgers(), functions)
 def test_owner_shapley_is_the_shapley_value_of_the_best_match(ledger: Small, function: Function) -> None:
     expected: dict[str | None, float] = {name: 0.0 for row in ledger.owners for name in row}
-    for q, row in ledger.asked(function["calibrated"], function["batch"]):
+    for q, row in ledger.asked(function["quality_weighted"], function["batch"]):
         near = similarity(row[: function["k"]], function)
         has: dict[Any, list[float]] = {}
         for i, u in near.items():
@@ -219,7 +225,7 @@ def test_knn_shapley_is_the_shapley_value_of_the_mean_of_the_k_nearest(
     ledger: Small, function: Function
 ) -> None:
     expected = dict.fromkeys(range(len(ledger.owners)), 0.0)
-    for q, row in ledger.asked(function["calibrated"], function["batch"]):
+    for q, row in ledger.asked(function["quality_weighted"], function["batch"]):
         near = similarity(row, function)
         k = function["k"] or len(near)
 
@@ -237,8 +243,8 @@ def test_knn_shapley_is_the_shapley_value_of_the_mean_of_the_k_nearest(
 @settings(max_examples=15, deadline=None)
 @given(ledgers(), functions)
 def test_shapley_totals_are_the_qualities(ledger: Small, function: Function) -> None:
-    function["no_contributor"] = None
-    total = sum(q for q, _ in ledger.asked(function["calibrated"], function["batch"]))
+    function["null_distance"] = None
+    total = sum(q for q, _ in ledger.asked(function["quality_weighted"], function["batch"]))
     with ledger.connect() as con:
         for macro in (f"owner_shapley('owner', {sql(function)})", f"knn_shapley({sql(function)})"):
             assert con.execute(f"SELECT sum(value) FROM {macro}").fetchall()[0][0] == close(total)
@@ -250,12 +256,12 @@ def noisy(images: int = 400, generated: int = 300, k: int = 40, seed: int = 0) -
     con.execute(SQL.joinpath("schema.sql").read_text())
     con.execute(SQL.joinpath("credits.sql").read_text())
     con.execute(
-        f"INSERT INTO training (training_key, point_id, epoch_added) SELECT i, 'p' || i, 1 FROM range({images}) t(i)"
+        f"INSERT INTO training (training_key, point_id, version_added) SELECT i, 'p' || i, 1 FROM range({images}) t(i)"
     )
     con.execute(f"""INSERT INTO sources (training_key, uri, owner)
         SELECT i, 'u' || i, 'owner' || i % 23 FROM range({images}) t(i)
         UNION ALL SELECT i, 'v' || i, 'owner' || i % 7 FROM range(0, {images}, 3) t(i)""")
-    con.execute(f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, quality, epoch_valued)
+    con.execute(f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, quality, version_valued)
         SELECT j, 'g' || j, 'h' || j, 'g' || j, 'b', hash(j, {seed}) % 1000 / 1000, 1 FROM range({generated}) t(j)""")
     con.execute(f"""INSERT INTO matches (generated_key, training_key, rank, distance)
         SELECT j, (j * 131 + r * 7) % {images}, r, 0.1 * ln(1 + r) + 0.3 * (hash(j) % 100) / 100
@@ -283,11 +289,11 @@ def test_generated_images_without_matches_break_conservation() -> None:
         assert con.execute("SELECT per_image, overall FROM conservation()").fetchall() == [
             (1.0, pytest.approx(1 / 3))
         ]
-        con.execute("UPDATE generated SET epoch_valued = 0 WHERE generated_key = 1")  # waits for update
+        con.execute("UPDATE generated SET version_valued = 0 WHERE generated_key = 1")  # waits for update
         assert max(con.execute("FROM conservation()").fetchall()[0]) < 1e-9
-        con.execute("UPDATE generated SET epoch_valued = 1")
+        con.execute("UPDATE generated SET version_valued = 1")
         con.execute("DELETE FROM matches")
-        con.execute("UPDATE training SET epoch_withdrawn = 1")
+        con.execute("UPDATE training SET version_withdrawn = 1")
         assert con.execute("FROM conservation()").fetchall() == [(0, 0)]
 
 

@@ -20,8 +20,8 @@ from gmv_qdrant.evaluation.evaluate import CRITERIA, evaluate
 from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.parents import parents_of
 from gmv_qdrant.evaluation.plots import plot
-from gmv_qdrant.ledger.answers import ValueFunction
-from gmv_qdrant.ledger.ledger import Ledger, insert
+from gmv_qdrant.ledger.database import Ledger, insert
+from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.workspace import Workspace
 
 PAPER = ValueFunction()
@@ -41,12 +41,14 @@ def make(
     m, n = distances.shape
     order = np.argsort(distances, axis=1, kind="stable")[:, :candidates]
     with ledger.write() as con:
-        ledger.set_meta(con, epoch=1, settings={"encoder": "pixels:8", "distance": "l2@8", "quality": "none"})
+        ledger.set_meta(
+            con, training_version=1, settings={"encoder": "pixels:8", "distance": "l2@8", "quality": "none"}
+        )
         ids = [f"t{i:05d}" for i in range(n)]
         labels = pa.array([row.get("label") for row in training], pa.string())
         attributes = [json.dumps({k: v for k, v in row.items() if k != "label"}) for row in training]
         insert(con, "training", {"training_key": range(n), "point_id": ids, "content_hash": [f"hash-{i}" for i in ids],
-                                 "label": labels, "epoch_added": [1] * n, "attributes": attributes})  # fmt: skip
+                                 "label": labels, "version_added": [1] * n, "attributes": attributes})  # fmt: skip
         insert(con, "sources", {"training_key": range(n), "uri": [f"/data/{i}.png" for i in ids], "label": labels,
                                 "attributes": attributes})  # fmt: skip
         insert(con, "generated", {
@@ -55,7 +57,7 @@ def make(
             "batch": [row.pop("batch", "default") for row in generated],
             "label": pa.array([row.get("label") for row in generated], pa.string()),
             "quality": pa.array(quality, pa.float64()) if quality is not None else pa.nulls(m, pa.float64()),
-            "epoch_valued": [1] * m,
+            "version_valued": [1] * m,
             "attributes": [json.dumps({k: v for k, v in row.items() if k != "label"}) for row in generated],
         })  # fmt: skip
         insert(con, "matches", {
@@ -288,7 +290,7 @@ def test_calibration_scales_scores_by_quality(tmp_path: Path, noise: Callable[..
     )
     found = evaluate(ledger, "calibration", ValueFunction(k=5), group=Group(attribute="corrupted"))
     means = {(row["contributor"], row["scores"]): row["mean"] for row in found["rows"]}
-    plain = evidence.top_scores(ledger, ValueFunction(k=5, calibrated=False), 3)
+    plain = evidence.top_scores(ledger, ValueFunction(k=5, quality_weighted=False), 3)
     assert means[1, "with q"] == pytest.approx((plain[:, 0] * quality).mean())
     assert means[1, "without q"] == pytest.approx(plain[:, 0].mean())
     assert [row["values"] for row in found["ood_rows"]] == ["with q", "without q"]
@@ -443,10 +445,10 @@ def test_imported_scores_of_any_sign_and_distances(workspace: Workspace, tmp_pat
         ("similarity", soft),
         ("distance", np.exp([2.0, -1.0, -0.5]) / np.exp([2.0, -1.0, -0.5]).sum()),
     ):
-        workspace.import_scores(file, tmp_path / kind, scores_are=kind)
+        workspace.import_scores(file, tmp_path / kind, score_type=kind)
         values = {row[1]: row[3] for row in Workspace(tmp_path / kind).credits("image").fetchall()}
         assert [values[f"/data/t0000{i}.png"] for i in (0, 1, 3)] == pytest.approx(expected.tolist())
-    made = workspace.import_scores(file, tmp_path / "few", scores_are="similarity", most=1)
+    made = workspace.import_scores(file, tmp_path / "few", score_type="similarity", most=1)
     assert (made["matches"], made["dropped"]) == (1, 2)
     with pytest.raises(SettingsError, match="negative scores"):
         workspace.import_scores(file, tmp_path / "share")

@@ -8,12 +8,12 @@ import pytest
 
 from gmv_qdrant import SettingsError, Workspace
 from gmv_qdrant.demo import GENERATED, OWNERS, run_demo
-from gmv_qdrant.pipeline.streams import Silent
+from gmv_qdrant.pipeline.streams import NullProgress
 
 
 def test_the_demo_adds_up_and_goes_on(tmp_path: Path) -> None:
     said: list[str] = []
-    figures = run_demo(tmp_path / "demo", seed=0, progress=Silent(), tell=said.append)
+    figures = run_demo(tmp_path / "demo", seed=0, progress=NullProgress(), tell=said.append)
     workspace = Workspace(tmp_path / "demo" / "workspace")
     qualities = workspace.sql("SELECT sum(quality), count(*) FROM generated").fetchall()[0]
     assert qualities[1] == GENERATED == figures["generated_images"]
@@ -23,12 +23,12 @@ def test_the_demo_adds_up_and_goes_on(tmp_path: Path) -> None:
     assert 1 < figures["effective_contributors"] <= 30
     assert workspace.status()["store"]["coded_points"] == figures["training_images"]
     assert any("credits --by label" in line for line in said)
-    again = run_demo(tmp_path / "demo", seed=0, progress=Silent(), tell=said.append)
+    again = run_demo(tmp_path / "demo", seed=0, progress=NullProgress(), tell=said.append)
     assert again["credits"] == figures["credits"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(SettingsError, match="isn't empty"):
-        run_demo(tmp_path, seed=0, progress=Silent(), tell=lambda _: None)
+        run_demo(tmp_path, seed=0, progress=NullProgress(), tell=lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

@@ -25,7 +25,8 @@ from models_offline import (
 )
 from PIL import Image
 
-from gmv_qdrant.encoders import (
+from gmv_qdrant.errors import ModelError
+from gmv_qdrant.models.encoders import (
     Encoder,
     Metric,
     RecallDistance,
@@ -35,8 +36,7 @@ from gmv_qdrant.encoders import (
     load_distance,
     load_encoder,
 )
-from gmv_qdrant.encoders.dreamsim import TYPES
-from gmv_qdrant.errors import ModelError
+from gmv_qdrant.models.encoders.dreamsim import TYPES
 
 CPU = Runtime(device="cpu")
 FULL_SIZE = pytest.mark.skipif(
@@ -354,7 +354,7 @@ def test_our_table_of_dreamsim_is_the_package_s() -> None:
         from dreamsim import model
         from dreamsim.config import dreamsim_args, dreamsim_weights
 
-    from gmv_qdrant.encoders.dreamsim import files
+    from gmv_qdrant.models.encoders.dreamsim import files
 
     assert set(TYPES) == set(dreamsim_args["model_config"])
     source = inspect.getsource(model.download_weights)

@@ -61,7 +61,7 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
 
 
 def test_every_mapping_of_a_quality_metric_is_documented() -> None:
-    from gmv_qdrant.quality import iqa
+    from gmv_qdrant.models.quality import iqa
 
     rows = re.findall(r"^\| `(q = [^`]+)` \| (.+) \|$", (DOCS / "models.md").read_text(), flags=re.MULTILINE)
     documented = {name: how for how, names in rows for name in re.findall(r"`([^`]+)`", names)}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from models_offline import add_tiny_clip, muted, sample_images, save_alexnet, save_random, seed_hub
 from PIL import Image
 
-from gmv_qdrant.encoders import (
+from gmv_qdrant.errors import ModelError, SettingsError
+from gmv_qdrant.models.encoders import (
     Encoder,
     Runtime,
     canonical_distance_name,
@@ -21,7 +22,6 @@ from gmv_qdrant.encoders import (
     load_encoder,
     resolve_device,
 )
-from gmv_qdrant.errors import ModelError, SettingsError
 
 CPU = Runtime(device="cpu")
 
@@ -302,7 +302,7 @@ def test_every_published_clip_is_usable_or_names_its_twin() -> None:
 
     import open_clip
 
-    from gmv_qdrant.encoders import clip
+    from gmv_qdrant.models.encoders import clip
 
     refusals = []
     for model, tag in open_clip.list_pretrained():
@@ -386,10 +386,10 @@ def test_bf16_is_another_identity_and_close(timm_file: Path, images: list[Image.
 
 
 def test_a_plug_in_adds_an_encoder_and_a_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gmv_qdrant.encoders import load_distance
+    from gmv_qdrant.models.encoders import load_distance
 
     (tmp_path / "thirdparty.py").write_text(
-        "from gmv_qdrant.encoders.pixels import load_recall, load_rms\n"
+        "from gmv_qdrant.models.encoders.pixels import load_recall, load_rms\n"
         "def encoder(argument, weights, runtime): return load_recall(argument, weights, runtime)\n"
         "def distance(argument, runtime): return load_rms(argument, runtime)\n"
     )
@@ -397,7 +397,7 @@ def test_a_plug_in_adds_an_encoder_and_a_distance(tmp_path: Path, monkeypatch: p
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[gmv_qdrant.encoders]\nmine = thirdparty:encoder\nbroken = nowhere:load\n"
+        "[gmv_qdrant.models.encoders]\nmine = thirdparty:encoder\nbroken = nowhere:load\n"
         "[gmv_qdrant.distances]\nours = thirdparty:distance\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -150,7 +150,7 @@ def test_other_methods_beside_ours(workspace: Path, tmp_path: Path) -> None:
     theirs = gmv(tmp_path / "theirs", "evaluate", "known-parents", "--batch", "toy")["rows"][0]
     assert theirs["first_rate"] == ours["first_rate"] == 1.0
     assert theirs["parent_share"] == pytest.approx(2 / 31)  # in proportion to the scores
-    credits = gmv(tmp_path / "theirs", "credits", "--by", "label", "--uncalibrated")
+    credits = gmv(tmp_path / "theirs", "credits", "--by", "label", "--no-quality")
     assert sum(row["value"] for row in credits) == pytest.approx(24)
     refused = run(tmp_path / "theirs", "value", tmp_path)
     assert refused.exit_code == 1

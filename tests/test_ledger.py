@@ -1,4 +1,4 @@
-"""The ledger file: what is refused, what is mended, and who may write."""
+"""The ledger file: what is refused, what is repaired, and who may write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from gmv_qdrant import LedgerError
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
 
 
 def test_a_batch_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_values_are_a_choice_of_the_question(
     shapes: dict[str, list[Path]], small: Path, tmp_path: Path, k: int, temperature: float
 ) -> None:
     expected = expected_contributions(shapes, k, temperature)
-    tables = export(small, tmp_path, "-k", k, "--temperature", temperature, "--uncalibrated")
+    tables = export(small, tmp_path, "-k", k, "--temperature", temperature, "--no-quality")
     tolerance = 1e-6 / min(
         1.0, temperature
     )  # distances are right to 1e-6, and 1 / T multiplies what they lack
@@ -255,8 +255,7 @@ def test_a_second_batch_is_counted_apart_and_together(
 
     def total(*options: str) -> float:
         return sum(
-            row["value"]
-            for row in json.loads(gmv("-w", copy, "credits", "--json", "--uncalibrated", *options))
+            row["value"] for row in json.loads(gmv("-w", copy, "credits", "--json", "--no-quality", *options))
         )
 
     assert total("--batch", "first") == pytest.approx(7)

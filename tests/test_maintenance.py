@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
-import tiny
+import tiny_workspace
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.features import FeatureSpace
-from gmv_qdrant.ledger.ledger import Ledger
-from gmv_qdrant.store.edge import EdgeStore
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.vectors.embedded.store import EdgeStore
 
 EXAMPLES = int(os.environ.get("GMV_EXAMPLES", "4"))
 STEPS = int(os.environ.get("GMV_STEPS", "12"))
@@ -100,15 +100,17 @@ class Model:
     def values(self, candidates: int, k: int | None) -> dict[str, float]:
         totals = dict.fromkeys(self.training, 0.0)
         for seed in self.generated.values():
-            for one, share in tiny.contributions(seed, self.training, candidates, k).items():
+            for one, share in tiny_workspace.contributions(seed, self.training, candidates, k).items():
                 totals[one] += share
-        return {str(tiny.point(seed)): value for seed, value in totals.items()}
+        return {str(tiny_workspace.point(seed)): value for seed, value in totals.items()}
 
     def owners(self, values: dict[str, float]) -> dict[str, float]:
         totals: dict[str, float] = {}
         for seed, sources in self.training.items():
             for owner in sources.values():
-                totals[owner] = totals.get(owner, 0.0) + values[str(tiny.point(seed))] / len(sources)
+                totals[owner] = totals.get(owner, 0.0) + values[str(tiny_workspace.point(seed))] / len(
+                    sources
+                )
         return totals
 
 
@@ -121,21 +123,21 @@ CRASHES = st.one_of(st.none(), st.integers(1, 24))
 class Life(RuleBasedStateMachine):
     """Any order of commands, each crashing now and then; compared with the model whenever nothing is stale."""
 
-    settings: ClassVar[dict[str, Any]] = tiny.SETTINGS
+    settings: ClassVar[dict[str, Any]] = tiny_workspace.SETTINGS
     k: int | None = 3
     first: range | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._stack = ExitStack()
-        self.root = self._stack.enter_context(tiny.scratch())
+        self.root = self._stack.enter_context(tiny_workspace.scratch())
         self.workspace = Workspace.init(self.root / "workspace", **self.settings)
         self.model = Model()
 
     @initialize()
     def begin(self) -> None:
         if self.first:
-            self.workspace.ingest(tiny.write(self.root / "first", self.first), owner="ada")
+            self.workspace.ingest(tiny_workspace.write(self.root / "first", self.first), owner="ada")
             self.model.ingest([self.root / "first" / f"{seed}.png" for seed in self.first], "ada", False)
 
     def perform(
@@ -175,9 +177,13 @@ class Life(RuleBasedStateMachine):
 
     def _contents_of(self, model: Model) -> Any:
         sources = [
-            (str(tiny.point(s)), uri, owner) for s, of in model.training.items() for uri, owner in of.items()
+            (str(tiny_workspace.point(s)), uri, owner)
+            for s, of in model.training.items()
+            for uri, owner in of.items()
         ]
-        generated = [(batch, uri, str(tiny.point(seed))) for (batch, uri), seed in model.generated.items()]
+        generated = [
+            (batch, uri, str(tiny_workspace.point(seed))) for (batch, uri), seed in model.generated.items()
+        ]
         return sorted(sources), sorted(generated)
 
     @rule(
@@ -186,7 +192,7 @@ class Life(RuleBasedStateMachine):
     def ingest(
         self, seeds: set[int], folder: str, owner: str, readmit: bool, crash: int | None, again: bool
     ) -> None:
-        paths = tiny.write(self.root / folder, sorted(seeds))
+        paths = tiny_workspace.write(self.root / folder, sorted(seeds))
         self.perform(
             lambda w: w.ingest(paths, owner=owner, readmit=readmit),
             lambda model: model.ingest(paths, owner, readmit),
@@ -202,7 +208,7 @@ class Life(RuleBasedStateMachine):
         again=st.booleans(),
     )
     def value(self, seeds: set[int], batch: str, crash: int | None, again: bool) -> None:
-        paths = tiny.write(self.root / "generated", sorted(seeds))
+        paths = tiny_workspace.write(self.root / "generated", sorted(seeds))
         self.perform(
             lambda w: w.value([*paths, paths[0]], batch=batch),
             lambda model: model.generated.update({(batch, str(path)): int(path.stem) for path in paths}),
@@ -248,7 +254,7 @@ class Life(RuleBasedStateMachine):
             crash,
             again,
             lambda seed, uri, of: seed in seeds,
-            ids=[str(tiny.point(seed)).upper() for seed in seeds],
+            ids=[str(tiny_workspace.point(seed)).upper() for seed in seeds],
         )
 
     @invariant()
@@ -256,9 +262,11 @@ class Life(RuleBasedStateMachine):
         if self.workspace.stale():
             return
         expected = self.model.values(self.settings["candidates"], self.k)
-        assert tiny.values(self.workspace, self.k) == pytest.approx(expected, abs=tiny.CLOSE)
-        assert tiny.owners(self.workspace, self.k) == pytest.approx(
-            self.model.owners(expected), abs=tiny.CLOSE
+        assert tiny_workspace.values(self.workspace, self.k) == pytest.approx(
+            expected, abs=tiny_workspace.CLOSE
+        )
+        assert tiny_workspace.owners(self.workspace, self.k) == pytest.approx(
+            self.model.owners(expected), abs=tiny_workspace.CLOSE
         )
 
     def teardown(self) -> None:
@@ -273,7 +281,7 @@ class Life(RuleBasedStateMachine):
 class CodedLife(Life):
     """The same with product quantization; all images are candidates, so that the codes can't change who is one."""
 
-    settings: ClassVar[dict[str, Any]] = {**tiny.SETTINGS, "quantization": "pq", "candidates": 400}
+    settings: ClassVar[dict[str, Any]] = {**tiny_workspace.SETTINGS, "quantization": "pq", "candidates": 400}
     first = range(1000, 1262)
     k = 30
 

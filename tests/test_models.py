@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from models_offline import seed_hub
 
-from gmv_qdrant.encoders import Runtime
 from gmv_qdrant.errors import ModelError
-from gmv_qdrant.models import fetch_model, list_models, model_status
-from gmv_qdrant.weights import HubFile, UrlArchive, UrlFile, require
+from gmv_qdrant.models.catalogue import fetch_model, list_models, model_status
+from gmv_qdrant.models.encoders import Runtime
+from gmv_qdrant.models.weights import HubFile, UrlArchive, UrlFile, require
 
 CONTENT = bytes(range(256)) * 9000
 COMMIT = "a" * 40
@@ -234,7 +234,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
 def test_fetching_puts_files_where_loading_looks(
     server: str, tmp_path: Path, online: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gmv_qdrant.quality import iqa
+    from gmv_qdrant.models.quality import iqa
 
     monkeypatch.setattr(iqa, "_PUBLISHED", server)
     monkeypatch.setitem(iqa.MANIQA_FILES, "maniqa", "weights.pth")
@@ -261,7 +261,7 @@ def test_default_folders_are_those_of_the_packages(monkeypatch: pytest.MonkeyPat
     """We compute torch's folder ourselves, because importing torch takes seconds."""
     import torch
 
-    from gmv_qdrant.weights import own_cache, torch_cache
+    from gmv_qdrant.models.weights import own_cache, torch_cache
 
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gmv_qdrant import Workspace
+from gmv_qdrant.accounting.payout import allocate, cents, money, payout
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.payout import allocate, cents, money, payout
 
 values = st.lists(
     st.one_of(st.floats(0, 1e6), st.sampled_from([0.0, 1.0, 1 / 3, 2.0])), min_size=1, max_size=30

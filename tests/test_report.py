@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from synthetic import synthetic
+from synthetic_data import synthetic
 
 from gmv_qdrant import LedgerError, SettingsError, ValueFunction, Workspace
 from gmv_qdrant.images.records import content_hash
-from gmv_qdrant.report import facts, page, plots
-from gmv_qdrant.report.facts import Snapshot
+from gmv_qdrant.report import page, plots, queries
+from gmv_qdrant.report.queries import Snapshot
 from gmv_qdrant.report.thumbnails import SMALL, Thumbnails
 
 HOSTILE = [
@@ -154,8 +154,8 @@ def test_hostile_names_stay_text(tmp_path: Path, hostile: str) -> None:
     assert hostile in "".join(parsed.text)
     assert "<img src=x" not in html
     assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
-    assert facts.training_keys(workspace.ledger, owner=hostile).num_rows == 10
-    assert facts.training_keys(workspace.ledger, named=hostile).num_rows == 10
+    assert queries.training_keys(workspace.ledger, owner=hostile).num_rows == 10
+    assert queries.training_keys(workspace.ledger, named=hostile).num_rows == 10
     assert workspace.sql("SELECT count(*) FROM training").fetchall() == [(10,)]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import write_kit
+from data_kit import write_kit
 from PIL import Image
 from torch import nn
 
@@ -120,7 +120,7 @@ def test_if4gan_is_judged_by_what_it_says(
 
     monkeypatch.setattr(influence, "removal_effects", told)
     small = [
-        "--epochs",
+        "--training_versions",
         "2",
         "--batch",
         "20",
@@ -134,11 +134,11 @@ def test_if4gan_is_judged_by_what_it_says(
         "5",
     ]
     found = run("if4gan", kit, *PIXELS, "--distances", "none", *small)
-    for name in ("IF4GAN, last 1 of 2 epochs", "IF4GAN, all 2 epochs"):
+    for name in ("IF4GAN, last 1 of 2 training_versions", "IF4GAN, all 2 training_versions"):
         assert found[name][0]["auroc"] == pytest.approx(auroc)
         assert found[name][0]["tied_pairs"] == 0
         assert found["times faster"]["none"][name] > 0
-    assert found["IF4GAN, last 1 of 2 epochs, against retraining"]["images"] == 2
+    assert found["IF4GAN, last 1 of 2 training_versions, against retraining"]["images"] == 2
     assert {"none, k = 5", "raw nearest neighbours, k = 5", "random, k = 5"} < found.keys()
 
 
@@ -175,7 +175,18 @@ def test_tracin_is_the_sum_of_gradient_products(
 
 def test_baselines(kit: Path, run: Callable[..., Any]) -> None:
     pytest.importorskip("captum", reason="pip install 'gmv-qdrant[reproduce]'")
-    small = ["--epochs", "1", "--checkpoints", "1", "--generated", "6", "--vae", "small", "--sizes", "conv"]
+    small = [
+        "--training_versions",
+        "1",
+        "--checkpoints",
+        "1",
+        "--generated",
+        "6",
+        "--vae",
+        "small",
+        "--sizes",
+        "conv",
+    ]
     found = run("baselines", kit, "--encoders", "pixels:16", "--distances", "none", "l2@16", *small)
     for method in ("none", "l2@16", "VAE-TracIn", "random", "raw-pixels", "raw-pixels-16"):
         assert [row["k"] for row in found[method]] == [30, 50], method
@@ -206,11 +217,11 @@ def test_samples_are_the_surest_there_are(script: Callable[[str], Any]) -> None:
 def test_nearest_is_brute_force(script: Callable[[str], Any]) -> None:
     random = np.random.default_rng(0)
     training, made = random.random((30, 5)), random.random((4, 5))
-    rows, scores, scores_are = script("others").nearest(training, made, 7)
+    rows, scores, score_type = script("others").nearest(training, made, 7)
     distances = np.linalg.norm(made[:, None] - training[None], axis=2)
     np.testing.assert_array_equal(rows, np.argsort(distances, axis=1)[:, :7])
     np.testing.assert_allclose(scores, np.sort(distances, axis=1)[:, :7])
-    assert scores_are == "distance"
+    assert score_type == "distance"
 
 
 def test_imported_scores_of_a_perfect_method_and_of_the_opposite(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import disturbed, pictures, write_kit
+from data_kit import disturbed, pictures, write_kit
 from PIL import Image
 
 SMALL = ["--probes", "40"]

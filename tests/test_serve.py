@@ -22,11 +22,11 @@ import pytest
 import uvicorn
 from filelock import FileLock
 from PIL import Image
-from synthetic import synthetic
+from synthetic_data import synthetic
 
 from gmv_qdrant import SettingsError, Workspace
-from gmv_qdrant.report import web
-from gmv_qdrant.report.guard import is_loopback
+from gmv_qdrant.web import app
+from gmv_qdrant.web.middleware import is_loopback
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -42,13 +42,13 @@ FLAGS = (
 @contextlib.contextmanager
 def served(workspace: Workspace, host: str = "127.0.0.1", **options: Any) -> Iterator[tuple[int, Any]]:
     """The pages on a free port of loopback; ``host`` is where the guard believes they are."""
-    app = web.application(workspace.path, workspace.ledger, workspace.settings, host, **options)
+    pages = app.application(workspace.path, workspace.ledger, workspace.settings, host, **options)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(pages, log_level="error", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        yield listening.getsockname()[1], app
+        yield listening.getsockname()[1], pages
     finally:
         server.should_exit = True
         thread.join(10)
@@ -126,11 +126,13 @@ def test_every_page_of_a_nearly_empty_workspace(tmp_path: Path, generated: int) 
 
 def test_choices_change_values_and_stay_in_links(small: tuple[int, Workspace]) -> None:
     port, workspace = small
-    page = ask(port, "/generated/3?k=4&temperature=0.05&uncalibrated=1").text
-    (first,) = workspace.explain("generated-3.png", k=4, temperature=0.05, calibrated=False)[1].fetchall()[:1]
+    page = ask(port, "/generated/3?k=4&temperature=0.05&no_quality=1").text
+    (first,) = workspace.explain("generated-3.png", k=4, temperature=0.05, quality_weighted=False)[
+        1
+    ].fetchall()[:1]
     assert page.count("<li>") == 4
     assert f"<b>{first[-1]:.4f}</b>" in page
-    assert "k=4&amp;temperature=0.05&amp;uncalibrated=1" in page
+    assert "k=4&amp;temperature=0.05&amp;no_quality=1" in page
     assert ask(port, "/generated?batch=batch+1").text.count("<li>") == 30
 
 
@@ -138,8 +140,8 @@ def test_pages_sort_and_end(small: tuple[int, Workspace]) -> None:
     port, workspace = small
     best = workspace.credits("image", top=1).fetchall()[0]
     assert f'title="{best[1]}"' in ask(port, "/training").text.partition("</li>")[0]
-    assert ask(port, "/training").text.count("<li>") == web.IMAGES
-    assert ask(port, "/training?page=3").text.count("<li>") == 120 - 2 * web.IMAGES
+    assert ask(port, "/training").text.count("<li>") == app.IMAGES
+    assert ask(port, "/training?page=3").text.count("<li>") == 120 - 2 * app.IMAGES
     assert 'rel="next"' not in ask(port, "/training?page=3").text
     assert "None." in ask(port, "/training?page=99").text
     assert ask(port, "/training?page=-1&sort=nonsense").status == 200
@@ -193,7 +195,7 @@ def test_sql_as_a_table_and_as_files(small: tuple[int, Workspace]) -> None:
 def test_long_results_are_cut_and_say_so(small: tuple[int, Workspace]) -> None:
     port, _ = small
     page = ask_sql(port, "SELECT i FROM range(100000) r(i)").text
-    assert page.count("<tr>") == 1 + web.SQL_ROWS
+    assert page.count("<tr>") == 1 + app.SQL_ROWS
     assert "The first 500 rows" in page
     assert len(ask_sql(port, "SELECT i FROM range(5000) r(i)", "/csv").text.split()) == 5001
 
@@ -371,7 +373,7 @@ def test_what_can_not_be_looked_up_is_a_sentence(digits: Workspace) -> None:
 
 def test_too_much_is_refused_early(small: tuple[int, Workspace]) -> None:
     port, _ = small
-    assert ask(port, "/contributors", "POST", b"x", Content_Length=str(web.UPLOAD_BYTES + 1)).status == 413
+    assert ask(port, "/contributors", "POST", b"x", Content_Length=str(app.UPLOAD_BYTES + 1)).status == 413
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     with contextlib.suppress(ConnectionError):  # it may hang up while we are still sending
         chunks = (b"--edge\r\n" + b"x" * (1 << 20) for _ in range(40))

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+import tiny_workspace
 from click.testing import CliRunner, Result
 from store.loopback import Fault, Loopback
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
+from gmv_qdrant.deployments import copy_points, moving
 from gmv_qdrant.errors import CollectionMismatch, SettingsError, StoreError, StoreUnavailable
-from gmv_qdrant.pipeline import moving
-from gmv_qdrant.store import migrate as migration
 
 pytestmark = pytest.mark.usefixtures("impatient")
 TRAINING, GENERATED = range(40), range(100, 106)
@@ -34,8 +33,8 @@ def server(folder: Path) -> Iterator[Loopback]:
 
 @pytest.fixture
 def images(folder: Path) -> tuple[Path, Path]:
-    tiny.write(folder / "training", TRAINING)
-    tiny.write(folder / "generated", GENERATED)
+    tiny_workspace.write(folder / "training", TRAINING)
+    tiny_workspace.write(folder / "generated", GENERATED)
     return folder / "training", folder / "generated"
 
 
@@ -55,10 +54,12 @@ def evidence(workspace: Workspace) -> dict[tuple[str, int], tuple[str, float]]:
 
 
 def expected(training: Any, generated: Any = GENERATED) -> dict[str, float]:
-    totals = {str(tiny.point(seed)): 0.0 for seed in training}
+    totals = {str(tiny_workspace.point(seed)): 0.0 for seed in training}
     for one in generated:
-        for seed, share in tiny.contributions(one, training, tiny.SETTINGS["candidates"], None).items():
-            totals[str(tiny.point(seed))] += share
+        for seed, share in tiny_workspace.contributions(
+            one, training, tiny_workspace.SETTINGS["candidates"], None
+        ).items():
+            totals[str(tiny_workspace.point(seed))] += share
     return totals
 
 
@@ -73,9 +74,9 @@ def points(server: Loopback, name: str = "training") -> int:
 def test_edge_and_server_give_the_same_matches_and_values(
     folder: Path, server: Loopback, quantization: str, count: int
 ) -> None:
-    tiny.write(folder / "training", range(count))
-    tiny.write(folder / "generated", range(1_000, 1_006))
-    given = {**tiny.SETTINGS, "candidates": 20, "quantization": quantization}
+    tiny_workspace.write(folder / "training", range(count))
+    tiny_workspace.write(folder / "generated", range(1_000, 1_006))
+    given = {**tiny_workspace.SETTINGS, "candidates": 20, "quantization": quantization}
     made = {}
     for name, url in (("edge", None), ("server", server.url)):
         workspace = Workspace.init(folder / name, qdrant_url=url, **given)
@@ -89,26 +90,26 @@ def test_edge_and_server_give_the_same_matches_and_values(
         place: point for place, (point, _) in remote.items()
     }
     np.testing.assert_allclose([edge[p][1] for p in edge], [remote[p][1] for p in edge], atol=1e-6)
-    ours, theirs = tiny.values(made["edge"]), tiny.values(made["server"])
+    ours, theirs = tiny_workspace.values(made["edge"]), tiny_workspace.values(made["server"])
     assert ours == pytest.approx(theirs, abs=1e-6)
 
 
 def test_every_verb_works_on_a_server(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
     training, generated = images
-    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny.SETTINGS)
+    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny_workspace.SETTINGS)
     assert workspace.status()["store"] == {"state": "nothing was ingested yet"}
     workspace.ingest([training], owner="ada")
     workspace.value([generated])
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
-    tiny.write(folder / "more", range(40, 50))
+    tiny_workspace.write(folder / "more", range(40, 50))
     workspace.ingest([folder / "more"], owner="bo")
     workspace.update()
-    assert tiny.values(workspace) == pytest.approx(expected(range(50)), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(range(50)), abs=1e-6)
 
     workspace.withdraw(owner="ada")
     workspace.update()
-    assert tiny.values(workspace) == pytest.approx(expected(range(40, 50)), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(range(40, 50)), abs=1e-6)
     assert points(server) == 10
     assert workspace.check(read_images=True) == []
 
@@ -123,7 +124,7 @@ def test_status_says_when_the_server_is_busy_or_away(
     folder: Path, server: Loopback, images: tuple[Path, Path]
 ) -> None:
     workspace = Workspace.init(
-        folder / "ws", qdrant_url=server.url, **{**tiny.SETTINGS, "quantization": "pq"}
+        folder / "ws", qdrant_url=server.url, **{**tiny_workspace.SETTINGS, "quantization": "pq"}
     )
     workspace.ingest([images[0]])
     server.collections["training"].yellow = 1
@@ -151,14 +152,14 @@ PASSING: dict[str, Callable[[], list[Fault]]] = {
 def test_passing_faults_lose_and_double_nothing(
     folder: Path, server: Loopback, images: tuple[Path, Path], name: str
 ) -> None:
-    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny.SETTINGS)
+    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny_workspace.SETTINGS)
     server.fail(*PASSING[name](), on="PUT /collections/training/points")
     workspace.ingest([images[0]])
     server.fail(*PASSING[name](), on="/points/query")
     workspace.value([images[1]])
     assert server.faults == []
     assert points(server) == len(TRAINING)
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
 def test_after_a_lasting_fault_the_same_commands_go_on(
@@ -177,13 +178,13 @@ def test_after_a_lasting_fault_the_same_commands_go_on(
     server.faults.clear()
     run("-w", folder / "ws", "value", images[1])
     workspace = Workspace(folder / "ws")
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
     assert points(server) == len(TRAINING)
 
 
 def test_wrong_key_and_a_lost_collection(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
     server.api_key = KEY
-    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny.SETTINGS)
+    workspace = Workspace.init(folder / "ws", qdrant_url=server.url, **tiny_workspace.SETTINGS)
     with pytest.raises(StoreError, match="wants an API key: set QDRANT_API_KEY"):
         workspace.ingest([images[0]])
     (folder / "key").write_text(KEY + "\n")
@@ -193,9 +194,9 @@ def test_wrong_key_and_a_lost_collection(folder: Path, server: Loopback, images:
     with pytest.raises(StoreError, match="has no collection 'training'"):
         workspace.value([images[1]])
     assert "training" not in server.collections, "an empty one would have been worse than none"
-    assert all(finding.mended for finding in workspace.check(repair=True))
+    assert all(finding.repaired for finding in workspace.check(repair=True))
     workspace.value([images[1]])
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
 # -- whose collection ------------------------------------------------------------------------------------------------
@@ -204,9 +205,9 @@ def test_wrong_key_and_a_lost_collection(folder: Path, server: Loopback, images:
 def test_somebody_elses_collection_is_refused_untouched(
     folder: Path, server: Loopback, images: tuple[Path, Path]
 ) -> None:
-    first = Workspace.init(folder / "first", qdrant_url=server.url, **tiny.SETTINGS)
+    first = Workspace.init(folder / "first", qdrant_url=server.url, **tiny_workspace.SETTINGS)
     first.ingest([images[0]])
-    second = Workspace.init(folder / "second", qdrant_url=server.url, **tiny.SETTINGS)
+    second = Workspace.init(folder / "second", qdrant_url=server.url, **tiny_workspace.SETTINGS)
     seen = len(server.writes())
     for _ in range(2):  # the second time a failed run is to be tidied up after
         with pytest.raises(CollectionMismatch, match=r"holds 40 points that this workspace didn't put there"):
@@ -218,7 +219,9 @@ def test_somebody_elses_collection_is_refused_untouched(
 def test_a_collection_of_ones_own_has_no_tenants(folder: Path, server: Loopback) -> None:
     """Ids come from contents: two tenants with the same image would take it from each other."""
     with pytest.raises(SettingsError, match="give each tenant a workspace and a collection"):
-        Workspace.init(folder / "ws", qdrant_url=server.url, tenant={"customer": "a"}, **tiny.SETTINGS)
+        Workspace.init(
+            folder / "ws", qdrant_url=server.url, tenant={"customer": "a"}, **tiny_workspace.SETTINGS
+        )
     assert not (folder / "ws").exists()
 
 
@@ -280,7 +283,7 @@ def test_the_key_is_written_nowhere(
 
 @pytest.fixture
 def embedded(folder: Path, images: tuple[Path, Path]) -> Workspace:
-    workspace = Workspace.init(folder / "ws", **tiny.SETTINGS)
+    workspace = Workspace.init(folder / "ws", **tiny_workspace.SETTINGS)
     workspace.ingest([images[0]])
     workspace.value([images[1]])
     return workspace
@@ -289,7 +292,7 @@ def embedded(folder: Path, images: tuple[Path, Path]) -> Workspace:
 def test_to_a_server_and_back(folder: Path, server: Loopback, embedded: Workspace) -> None:
     toml = folder / "ws" / "gmv.toml"
     toml.write_text(toml.read_text() + "workers = 1\n")
-    before, values = evidence(embedded), tiny.values(embedded)
+    before, values = evidence(embedded), tiny_workspace.values(embedded)
     summary = json.loads(
         run("-w", folder / "ws", "migrate", "--to-server", server.url, "--collection", "art", "--json").stdout
     )
@@ -302,7 +305,7 @@ def test_to_a_server_and_back(folder: Path, server: Loopback, embedded: Workspac
     assert moved.settings.workers == 1
     assert moved.check() == []
     assert evidence(moved) == before
-    tiny.write(folder / "more", [50, 51])
+    tiny_workspace.write(folder / "more", [50, 51])
     moved.ingest([folder / "more"])
     moved.update()
     assert points(server, "art") == 42
@@ -316,44 +319,44 @@ def test_to_a_server_and_back(folder: Path, server: Loopback, embedded: Workspac
     assert back.settings.qdrant_url is None
     assert points(server, "art") == 0
     assert back.check() == []
-    assert tiny.values(back) == pytest.approx(expected([*TRAINING, 50, 51]), abs=1e-6)
-    assert values.keys() < tiny.values(back).keys()
+    assert tiny_workspace.values(back) == pytest.approx(expected([*TRAINING, 50, 51]), abs=1e-6)
+    assert values.keys() < tiny_workspace.values(back).keys()
 
 
 def test_back_to_an_old_copy_that_has_aged(folder: Path, server: Loopback, embedded: Workspace) -> None:
     embedded.migrate(to_server=server.url)
     workspace = Workspace(folder / "ws")
-    workspace.withdraw(ids=[str(tiny.point(3))])
+    workspace.withdraw(ids=[str(tiny_workspace.point(3))])
     workspace.migrate()
     workspace = Workspace(folder / "ws")
     workspace.update()
-    workspace.withdraw(ids=[str(tiny.point(4))])
+    workspace.withdraw(ids=[str(tiny_workspace.point(4))])
     workspace.migrate(to_server=server.url)
     workspace = Workspace(folder / "ws")
     workspace.update()
     assert points(server) == 38
     assert workspace.check() == []
     left = [seed for seed in TRAINING if seed not in (3, 4)]
-    assert tiny.values(workspace) == pytest.approx(expected(left), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(left), abs=1e-6)
 
 
 def test_an_interrupted_move_goes_on(
     folder: Path, server: Loopback, embedded: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmv_qdrant.store.edge.BATCH", 8)
+    monkeypatch.setattr("gmv_qdrant.vectors.embedded.store.BATCH", 8)
     writes = "PUT /collections/training/points"
     for fault in ([], [Fault("drop after")]):
         copied = 0
-        original = migration.verify
+        original = copy_points.verify
 
         def fails(*_: Any) -> Any:
             raise StoreUnavailable("made to fail")
 
-        monkeypatch.setattr(migration, "verify", fails)
+        monkeypatch.setattr(copy_points, "verify", fails)
         server.fail(*fault, on=writes)
         with pytest.raises(StoreUnavailable):
             embedded.migrate(to_server=server.url)
-        monkeypatch.setattr(migration, "verify", original)
+        monkeypatch.setattr(copy_points, "verify", original)
         assert Workspace(folder / "ws").settings.qdrant_url is None, "not switched before it is verified"
         copied += points(server)
     assert copied == 40
@@ -382,25 +385,28 @@ def test_a_move_killed_while_it_switches(
 
 
 def test_a_target_that_isnt_free_or_isnt_equal(folder: Path, server: Loopback, embedded: Workspace) -> None:
-    other = Workspace.init(folder / "other", qdrant_url=server.url, **tiny.SETTINGS)
+    other = Workspace.init(folder / "other", qdrant_url=server.url, **tiny_workspace.SETTINGS)
     other.ingest([folder / "generated"])
     seen = len(server.writes())
     with pytest.raises(CollectionMismatch, match=r"holds 6 points of somebody else: choose another name"):
         embedded.migrate(to_server=server.url)
     assert len(server.writes()) == seen
     big = Workspace.init(
-        folder / "big", qdrant_url=server.url, **{**tiny.SETTINGS, "encoder": "pixels:4"}, collection="big"
+        folder / "big",
+        qdrant_url=server.url,
+        **{**tiny_workspace.SETTINGS, "encoder": "pixels:4"},
+        collection="big",
     )
     big.ingest([folder / "generated"])
     with pytest.raises(CollectionMismatch, match="48 numbers"):
         embedded.migrate(to_server=server.url, collection="big")
     workspace = Workspace(folder / "ws")
     assert workspace.settings.qdrant_url is None
-    assert tiny.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
 def test_an_empty_workspace_moves_too(folder: Path, server: Loopback, images: tuple[Path, Path]) -> None:
-    workspace = Workspace.init(folder / "ws", **tiny.SETTINGS)
+    workspace = Workspace.init(folder / "ws", **tiny_workspace.SETTINGS)
     workspace.migrate(to_server=server.url)
     workspace = Workspace(folder / "ws")
     workspace.ingest([images[0]])

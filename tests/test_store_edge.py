@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
-from gmv_qdrant.store import edge
-from gmv_qdrant.store.base import CollectionSpec, PointId, SearchParams
-from gmv_qdrant.store.edge import EdgeStore, read_status
-from gmv_qdrant.store.search import default_oversampling, default_params
+from gmv_qdrant.vectors.embedded import store as edge
+from gmv_qdrant.vectors.embedded.store import EdgeStore, read_status
+from gmv_qdrant.vectors.protocol import CollectionSpec, PointId, SearchParams
+from gmv_qdrant.vectors.search import default_oversampling, default_params
 
 SPEC = CollectionSpec("training", 32)
 EXACT = SearchParams(exact=True)
@@ -47,8 +47,8 @@ OPEN = """
 import sys
 from pathlib import Path
 from gmv_qdrant.errors import GmvError
-from gmv_qdrant.store.base import CollectionSpec
-from gmv_qdrant.store.edge import EdgeStore
+from gmv_qdrant.vectors.protocol import CollectionSpec
+from gmv_qdrant.vectors.embedded.store import EdgeStore
 try:
     EdgeStore.open(Path(sys.argv[1]), CollectionSpec("training", 32)).close()
     print("opened")
@@ -189,8 +189,8 @@ def test_the_proof_of_quantization_is_on_disk(tmp_path: Path, kind: Any, bytes_a
         code = f"""
             import sys
             from pathlib import Path
-            from gmv_qdrant.store.base import CollectionSpec
-            from gmv_qdrant.store.segments import read_status
+            from gmv_qdrant.vectors.protocol import CollectionSpec
+            from gmv_qdrant.vectors.embedded.segments import read_status
             print(read_status(Path(sys.argv[1]), CollectionSpec("training", 32, quantization={kind!r})))
         """
         assert said(run(code, tmp_path)) == str(status)
@@ -281,8 +281,8 @@ def test_kill_during_upsert_loses_nothing_acknowledged(tmp_path: Path) -> None:
         import sys
         import numpy as np
         from pathlib import Path
-        from gmv_qdrant.store.base import CollectionSpec
-        from gmv_qdrant.store.edge import EdgeStore
+        from gmv_qdrant.vectors.protocol import CollectionSpec
+        from gmv_qdrant.vectors.embedded.store import EdgeStore
         store = EdgeStore.open(Path(sys.argv[1]), CollectionSpec("training", 32))
         rows = np.random.default_rng(0).standard_normal((100_000, 32)).astype(np.float32)
         for i in range(0, 100_000, 100):

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.pipeline.batches import Forward
-from gmv_qdrant.pipeline.streams import Behind, chunked
+from gmv_qdrant.pipeline.streams import BackgroundWriter, chunked
 
 
 class Clock:
@@ -71,7 +71,7 @@ def test_a_device_without_room_gets_halves_and_nothing_is_lost() -> None:
 
 def test_work_behind_is_done_in_order_and_its_error_comes_out() -> None:
     done: list[int] = []
-    with Behind() as behind:
+    with BackgroundWriter() as behind:
         for number in range(20):
             behind.hand_over(lambda number=number: done.append(number))  # type: ignore[misc]
     assert done == list(range(20))
@@ -79,11 +79,11 @@ def test_work_behind_is_done_in_order_and_its_error_comes_out() -> None:
     def fail() -> None:
         raise ValueError("full disk")
 
-    with pytest.raises(ValueError, match="full disk"), Behind() as behind:  # noqa: PT012
+    with pytest.raises(ValueError, match="full disk"), BackgroundWriter() as behind:  # noqa: PT012
         behind.hand_over(fail)
         behind.hand_over(lambda: done.append(99))
     assert 99 not in done
-    with pytest.raises(KeyError), Behind() as behind:  # noqa: PT012
+    with pytest.raises(KeyError), BackgroundWriter() as behind:  # noqa: PT012
         behind.hand_over(lambda: done.append(100))
         raise KeyError
     assert 100 in done  # what was handed over is finished
@@ -109,7 +109,7 @@ def test_threads_read_and_write_one_ledger(tmp_path: Path) -> None:
                 with ledger.write() as con:
                     ledger.set_meta(con, turn=turn)
             else:
-                assert "epoch" in ledger.query("SELECT key FROM meta")["key"].to_pylist()
+                assert "training_version" in ledger.query("SELECT key FROM meta")["key"].to_pylist()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))

@@ -49,7 +49,6 @@ def _tenant(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
     "--tenant", multiple=True, callback=_tenant, metavar="FIELD=VALUE", help="Only points with this payload."
 )
 @click.option("--enable-quantization", is_flag=True, help="WRITES: product quantization, in place.")
-@click.option("--write-rerank-vectors", is_flag=True, help="WRITES: a second named vector for every point.")
 @click.option(
     "--sample",
     type=click.IntRange(min=1),
@@ -63,8 +62,7 @@ def adopt(given: Path, /, workspace: Path | None, as_json: bool, **options: Any)
     """Use a collection that is there already, full of image embeddings, as the training set.
 
     Makes WORKSPACE (by default that of -w), and proves first, on a sample of images, that the collection was made with
-    the encoder. Run it again to take in what has changed since. Without the two flags that say WRITES nothing
-    is written to the collection.
+    the encoder. Run it again to take in what has changed since. Without the flag that says WRITES nothing is written to the collection.
     """
     from gmv_qdrant.workspace import Workspace
 

@@ -81,7 +81,7 @@ def _answer(
 ) -> None:
     """Ask, draw, show. given: what the common options brought. tables: parts of the result shown below its rows."""
     as_json, plot = given.pop("as_json"), given.pop("plot")
-    function = function_of(given) if "uncalibrated" in given else given
+    function = function_of(given) if "no_quality" in given else given
     warn_if_stale(workspace)
     figures = workspace.evaluate(name, options=options, **function)
     if plot:
@@ -217,7 +217,7 @@ def known_parents(workspace: Any, **given: Any) -> None:
     "--batch", default="default", show_default=True, help="A name for this set of generated images."
 )
 @click.option(
-    "--scores-are", type=click.Choice(["share", "similarity", "distance"]), default="share", show_default=True,
+    "--score-type", type=click.Choice(["share", "similarity", "distance"]), default="share", show_default=True,
     help="Credit in proportion to them, a softmax of them, or of minus them.",
 )  # fmt: skip
 @click.option("--most", type=click.IntRange(1, 10_000), default=1000, show_default=True,

@@ -20,7 +20,7 @@ def models() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """The names that settings may hold."""
-    from gmv_qdrant.models import list_models
+    from gmv_qdrant.models.catalogue import list_models
 
     found = [{"kind": model.kind, "name": model.name, "about": model.about} for model in list_models()]
     if as_json:
@@ -41,7 +41,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def status(names: tuple[str, ...], workspace: Path | None, as_json: bool) -> None:
     """Whether NAMES can be loaded without a network; without any, the models of a workspace or the defaults."""
-    from gmv_qdrant.models import model_status
+    from gmv_qdrant.models.catalogue import model_status
     from gmv_qdrant.settings import Settings
 
     if not names:
@@ -73,7 +73,7 @@ def status(names: tuple[str, ...], workspace: Path | None, as_json: bool) -> Non
 @json_option
 def fetch(names: tuple[str, ...], as_json: bool) -> None:
     """Download what NAMES lack, verified where a hash is published."""
-    from gmv_qdrant.models import fetch_model
+    from gmv_qdrant.models.catalogue import fetch_model
 
     with bars() as shown:
         fetched = [fetch_model(name, progress=shown.download) for name in names]

@@ -36,9 +36,7 @@ def function_options(command: F) -> F:
                 help="T in exp(-d/T); 1 is the paper's formula.  [default: 1.0]",
             ),
             click.option("--calibration", help="A value function that 'calibrate' kept under this name."),
-            click.option(
-                "--uncalibrated", is_flag=True, help="Don't weigh by the generated image's quality."
-            ),
+            click.option("--no-quality", is_flag=True, help="Don't weigh by the generated image's quality."),
             click.option("--batch", help="Only the generated images valued under this name."),
         )
     ):

@@ -37,19 +37,10 @@ def report(workspace: Any, target: Path, title: str | None, **options: Any) -> N
 @click.option(
     "--port", default=8377, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
 )
-@click.option(
-    "--sql-seconds",
-    default=10.0,
-    show_default=True,
-    type=click.FloatRange(min=0.1),
-    help="When SQL of the page is stopped.",
-)
 @with_workspace
-def serve(workspace: Any, host: str, port: int, sql_seconds: float) -> None:
-    """The same as local pages: browse, sort, filter, ask SQL, drop an image and see its contributors."""
-    workspace.serve(
-        host, port, sql_seconds=sql_seconds, tell=lambda address: note(f"open {address} (Ctrl+C stops it)")
-    )
+def serve(workspace: Any, host: str, port: int) -> None:
+    """The same as local pages: browse, sort, filter, drop an image and see its contributors."""
+    workspace.serve(host, port, tell=lambda address: note(f"open {address} (Ctrl+C stops it)"))
 
 
 COMMANDS = (report, serve)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from gmv_qdrant.accounting.payout import write_payout
 from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
 from gmv_qdrant.cli.render import note, print_json, print_rows, rows
-from gmv_qdrant.payout import write_payout
 
 
 def function_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def function_of(options: dict[str, Any]) -> dict[str, Any]:
         "k": options["k"],
         "temperature": options["temperature"],
         "calibration": options["calibration"],
-        "calibrated": not options["uncalibrated"],
+        "quality_weighted": not options["no_quality"],
         "batch": options["batch"],
     }
 

@@ -120,7 +120,7 @@ def withdraw(
 
 @click.command()
 @click.option("--read-images", is_flag=True, help="Also read every source image and compare its hash.")
-@click.option("--repair", is_flag=True, help="Mend what can be mended, and say what was done.")
+@click.option("--repair", is_flag=True, help="Mend what can be repaired, and say what was done.")
 @run_options
 @with_workspace
 @click.pass_context
@@ -137,7 +137,7 @@ def check(ctx: click.Context, workspace: Any, read_images: bool, repair: bool, a
             note(str(finding))
         if not findings:
             note("nothing is wrong")
-    if any(not finding.mended for finding in findings):
+    if any(not finding.repaired for finding in findings):
         ctx.exit(1)
 
 

@@ -20,15 +20,8 @@ from gmv_qdrant.cli.render import bars, cell, note, out, print_json
 @click.option("--candidates", type=int, help="K of the recall phase.  [default: 200]")
 @click.option("--quantization", help="pq, turbo, scalar or none.  [default: pq]")
 @click.option("--views", help="none, or flip: match mirrored images too.  [default: none]")
-@click.option(
-    "--rerank", help="Where candidates are re-ranked: local, or engine (in Qdrant).  [default: local]"
-)
 @click.option("--qdrant-url", help="A Qdrant server instead of the embedded store.")
 @click.option("--collection", help="Name of the collection.  [default: training]")
-@click.option(
-    "--features",
-    help="Where feature files go: a folder, or a URL such as s3://BUCKET/FOLDER.  [default: WORKSPACE]",
-)
 def init(workspace: Path, **settings: Any) -> None:
     """Make a workspace: settings, and an empty ledger."""
     from gmv_qdrant.workspace import Workspace

@@ -2,7 +2,7 @@
 
 The paper's exp(-d) has no scale. With beta = 1/T, the credit of candidate i is p_i = exp(-beta d_i) / Z. Some probes
 are beyond recognition (a mirrored one where views aren't matched, a crop of a blank corner): their parents lie
-among strangers and say nothing about the scale that tells parents from strangers, yet under plain maximum likelihood
+among unknown_points and say nothing about the scale that tells parents from unknown_points, yet under plain maximum likelihood
 they would flatten it for all. So a parent is drawn from (1 - lapse) p_i + lapse / K, and the lapse rate is fitted
 along. It is reported and isn't part of the value function. With a "no contributor" mass, Z gains exp(-beta d_0), credit
 that goes to nobody when an image resembles nothing.
@@ -26,14 +26,14 @@ LEAST_LAPSE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """temperature: in the distance's unit. no_contributor: the distance d_0, or None when it wasn't asked for.
+    """temperature: in the distance's unit. null_distance: the distance d_0, or None when it wasn't asked for.
 
     lapse: share of parents that the temperature can't explain. log_likelihood: mean over the probes.
     at_bound: the likelihood still grew at the end of the search range.
     """
 
     temperature: float
-    no_contributor: float | None
+    null_distance: float | None
     lapse: float
     log_likelihood: float
     probes: int
@@ -41,7 +41,7 @@ class Fit:
 
 
 def fit(
-    distances: np.ndarray, parents: np.ndarray, *, no_contributor: bool = False, lapse: bool = True
+    distances: np.ndarray, parents: np.ndarray, *, null_distance: bool = False, lapse: bool = True
 ) -> Fit:
     """The temperature that makes the true parents likeliest.
 
@@ -51,7 +51,7 @@ def fit(
     Raises `SettingsError` when no parent is among the candidates, or all distances are equal.
     """
     recalled = parents.sum(axis=1)
-    use = recalled > 0 if not no_contributor else np.ones(len(parents), dtype=bool)
+    use = recalled > 0 if not null_distance else np.ones(len(parents), dtype=bool)
     if not (recalled > 0).any():
         raise SettingsError(
             "no probe's parent is among its candidates, so there is nothing to fit: raise --candidates, "
@@ -64,7 +64,7 @@ def fit(
     spread = float(d[finite].std())
     if not spread > 0:
         raise SettingsError("all distances are equal, so no temperature tells parents from others")
-    if no_contributor:  # one more candidate, "nobody", whose distance is fitted
+    if null_distance:  # one more candidate, "nobody", whose distance is fitted
         w = np.column_stack([w, (1.0 - w.sum(axis=1)).clip(min=0)])
         finite = np.column_stack([finite, np.ones(len(d), dtype=bool)])
     outcomes = np.log(finite.sum(axis=1, keepdims=True))
@@ -72,7 +72,7 @@ def fit(
 
     def negative(parameters: np.ndarray) -> float:
         beta, rate = np.exp(parameters[0]) / spread, expit(parameters[1]) if lapse else 0.0
-        all_d = np.column_stack([d, parameters[2] * spread - base]) if no_contributor else d
+        all_d = np.column_stack([d, parameters[2] * spread - base]) if null_distance else d
         scores = np.where(finite, -beta * all_d, -np.inf)
         scores -= logsumexp(scores, axis=1, keepdims=True)
         if lapse:
@@ -86,14 +86,14 @@ def fit(
         (beta, rate, nobody) for beta in (0.0, 2.0, 5.0) for rate in ((-5.0, -1.0) if lapse else (0.0,))
     ]
     bounds = [(-bound, bound), (rarest, -rarest) if lapse else (0.0, 0.0), (None, None)]
-    size = 3 if no_contributor else 2
+    size = 3 if null_distance else 2
     found = min(
         (minimize(negative, np.array(one[:size]), bounds=bounds[:size], method="L-BFGS-B") for one in starts),
         key=lambda result: float(result.fun),
     )
     return Fit(
         temperature=float(spread / np.exp(found.x[0])),
-        no_contributor=float(found.x[2] * spread) if no_contributor else None,
+        null_distance=float(found.x[2] * spread) if null_distance else None,
         lapse=float(expit(found.x[1])) if lapse else 0.0,
         log_likelihood=-float(found.fun),
         probes=int(use.sum()),
@@ -134,7 +134,7 @@ def parent_figures(
     weights: np.ndarray | None = None,
     k: int | None = 30,
     temperature: float = 1.0,
-    no_contributor: float | None = None,
+    null_distance: float | None = None,
 ) -> ParentFigures:
     """Figures of Eq. 6 with this value function; ``distances`` ascending, both ``(p, K)`` as in `fit`.
 
@@ -143,7 +143,7 @@ def parent_figures(
     """
     weights = parents if weights is None else weights
     d, w = distances[:, :k], parents[:, :k]
-    credit, normal = credit_of(d, temperature, no_contributor)
+    credit, normal = credit_of(d, temperature, null_distance)
     entropy = -np.sum(normal * np.log(np.where(normal > 0, normal, 1.0)), axis=1)
     share = (credit * (w > 0)).sum(axis=1)
     is_main = (parents > 0) & (parents >= weights.max(axis=1, keepdims=True) * (1 - 1e-9))
@@ -174,7 +174,7 @@ def parent_figures(
 
 
 def credit_of(
-    distances: np.ndarray, temperature: float, no_contributor: float | None = None
+    distances: np.ndarray, temperature: float, null_distance: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eq. 6 for rows of distances, both ``(p, k)``: the credit, and the credit normalised to sum 1.
 
@@ -183,7 +183,7 @@ def credit_of(
     best = _nearest(distances)
     weight = np.exp(-(distances - best) / temperature)
     images = weight.sum(axis=1, keepdims=True)
-    nobody = 0.0 if no_contributor is None else np.exp((best - no_contributor) / temperature)
+    nobody = 0.0 if null_distance is None else np.exp((best - null_distance) / temperature)
     per_image = np.where(images > 0, images, 1.0)
     return weight / (per_image + nobody), weight / per_image
 

@@ -18,8 +18,8 @@ from gmv_qdrant.evaluation.calibration import parent_figures
 from gmv_qdrant.evaluation.criteria import Figures
 from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.parents import known_parents
-from gmv_qdrant.ledger.answers import ValueFunction, counts, value_function
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction, counts, value_function
 
 KS = (30, 50, 100)
 """k of Tables 2 and 7."""
@@ -129,7 +129,10 @@ def calibration(ledger: Ledger, function: ValueFunction, *, group: Group | None 
 
     group: the corrupted training images; None leaves C3 out.
     """
-    both = {"with q": replace(function, calibrated=True), "without q": replace(function, calibrated=False)}
+    both = {
+        "with q": replace(function, quality_weighted=True),
+        "without q": replace(function, quality_weighted=False),
+    }
     if not ledger.query("SELECT count(quality) AS n FROM generated")["n"][0].as_py():
         raise SettingsError("the workspace was made with quality 'none': there is no q to judge")
     ranks = min(3, function.k or 3)
@@ -158,7 +161,7 @@ def parents(ledger: Ledger, function: ValueFunction, *, calibrations: Sequence[s
     known = known_parents(ledger, function.batch)
     paper = ValueFunction(k=function.k, batch=function.batch)
     asked = {"paper": paper}
-    if (function.temperature, function.no_contributor) != (1.0, None):
+    if (function.temperature, function.null_distance) != (1.0, None):
         asked[f"temperature {function.temperature:g}"] = function
     for name in calibrations:
         asked[f"calibration {name}"] = value_function(
@@ -169,7 +172,7 @@ def parents(ledger: Ledger, function: ValueFunction, *, calibrations: Sequence[s
     for name, each in asked.items():
         figures = parent_figures(
             known.distances, known.parents, training=training, weights=known.weights, k=each.k,
-            temperature=each.temperature, no_contributor=each.no_contributor,
+            temperature=each.temperature, null_distance=each.null_distance,
         )  # fmt: skip
         rows.append({"values": name, "temperature": each.temperature, **figures.as_dict()})
     main = known.parents.argmax(axis=1)

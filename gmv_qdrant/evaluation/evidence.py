@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.ledger.answers import ValueFunction, literal
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction, literal
 
 TRUE = "('1', '1.0', 'true', 't', 'yes', 'y')"
 """What counts as yes in an attribute, whatever its case."""
@@ -64,7 +64,7 @@ def agreement(ledger: Ledger, fields: Sequence[str], ks: Sequence[int], batch: s
     table = ledger.query(
         f"""
         WITH wanted AS (SELECT generated_key, [{mine}] AS own FROM generated g WHERE {_in_batch(batch)} AND {present}),
-        trained AS (SELECT training_key, [{theirs}] AS own FROM training t WHERE epoch_withdrawn IS NULL),
+        trained AS (SELECT training_key, [{theirs}] AS own FROM training t WHERE version_withdrawn IS NULL),
         sizes AS (SELECT own, count(*) / sum(count(*)) OVER () AS share FROM trained GROUP BY own),
         judged AS (
             SELECT w.generated_key, w.own, m.rank, t.own IS NOT DISTINCT FROM w.own AS agrees
@@ -188,7 +188,7 @@ def resolve(ledger: Ledger, names: Sequence[str], kind: str = "training") -> dic
     """
     of = {
         "training": """SELECT t.training_key AS key, t.point_id, t.content_hash, s.uri
-            FROM training t JOIN sources s USING (training_key) WHERE t.epoch_withdrawn IS NULL""",
+            FROM training t JOIN sources s USING (training_key) WHERE t.version_withdrawn IS NULL""",
         "generated": "SELECT generated_key AS key, point_id, content_hash, uri FROM generated",
     }[kind]
     table = ledger.query(

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from gmv_qdrant.errors import FingerprintMismatch, SettingsError, SourceError
 from gmv_qdrant.evaluation.evidence import resolve
-from gmv_qdrant.ledger.ledger import Ledger, insert
+from gmv_qdrant.ledger.database import Ledger, insert
 from gmv_qdrant.ledger.runs import recorded
 from gmv_qdrant.settings import FILE, Settings
 
@@ -42,7 +42,7 @@ def import_scores(
     *,
     method: str,
     batch: str,
-    scores_are: str,
+    score_type: str,
     most: int,
 ) -> dict[str, Any]:
     """Make the workspace ``into`` from this ledger's images and a Parquet file with the columns generated,
@@ -52,8 +52,8 @@ def import_scores(
     Raises `SourceError` for a file that can't be read or has other columns, `SettingsError` for unknown names,
     double pairs, scores that don't fit the mapping, and a folder that is a workspace already.
     """
-    if scores_are not in MAPPINGS:
-        raise SettingsError(f"scores_are = {scores_are!r} can't be used: it is one of {', '.join(MAPPINGS)}")
+    if score_type not in MAPPINGS:
+        raise SettingsError(f"score_type = {score_type!r} can't be used: it is one of {', '.join(MAPPINGS)}")
     if (into / FILE).exists():
         raise SettingsError(f"{into} is a workspace already: imported scores get a new one")
     table = _read(file)
@@ -66,7 +66,7 @@ def import_scores(
         raise SettingsError(f"{file} has scores that are not finite numbers")
     if len(np.unique(np.stack([generated, training]), axis=1).T) < len(scores):
         raise SettingsError(f"{file} gives a pair of images more than once: one score a pair is needed")
-    generated, training, distances = _distances(generated, training, scores, scores_are, file)
+    generated, training, distances = _distances(generated, training, scores, score_type, file)
     order = np.lexsort((training, distances, generated))
     generated, training, distances = generated[order], training[order], distances[order]
     starts = np.flatnonzero(np.diff(generated, prepend=-1))
@@ -79,12 +79,12 @@ def import_scores(
         "distance": pa.array(distances[keep]),
     }
     _write(
-        ledger, settings, into, kept, file=file, method=method, batch=batch, scores_are=scores_are, most=most
+        ledger, settings, into, kept, file=file, method=method, batch=batch, score_type=score_type, most=most
     )
     return {
         "workspace": str(into),
         "method": method,
-        "scores_are": scores_are,
+        "score_type": score_type,
         "generated_images": len(starts),
         "matches": int(keep.sum()),
         "dropped": int(len(scores) - keep.sum()),
@@ -119,11 +119,11 @@ def _keys(ledger: Ledger, names: pa.ChunkedArray, kind: str) -> np.ndarray:
 
 
 def _distances(
-    generated: np.ndarray, training: np.ndarray, scores: np.ndarray, scores_are: str, file: Path
+    generated: np.ndarray, training: np.ndarray, scores: np.ndarray, score_type: str, file: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if scores_are == "distance":
+    if score_type == "distance":
         return generated, training, scores
-    if scores_are == "similarity":
+    if score_type == "similarity":
         groups, of = np.unique(generated, return_inverse=True)
         best = np.full(len(groups), -np.inf)
         np.maximum.at(best, of, scores)
@@ -131,7 +131,7 @@ def _distances(
     if (scores < 0).any():
         raise SettingsError(
             f"{file} has negative scores ({scores.min():g}), which can't be shares of credit: say what they are with "
-            "--scores-are similarity (a softmax) or distance"
+            "--score-type similarity (a softmax) or distance"
         )
     some = scores > 0
     if not some.any():
@@ -153,7 +153,7 @@ def _write(
     name = f"imported:{about['method']}"
     mine = settings.model_copy(
         update={"encoder": name, "distance": name, "encoder_weights": None, "qdrant_url": None, "quantization": "none",
-                "views": "none", "rerank": "local", "candidates": int(about["most"]), "features": None}
+                "views": "none", "candidates": int(about["most"])}
     )  # fmt: skip
     copied = {table: ledger.query(f"FROM {table}") for table in _COPIED}
     valued = pa.table({"key": np.unique(kept["generated_key"].to_numpy())})
@@ -163,13 +163,13 @@ def _write(
         (into / "ledger.duckdb").unlink(missing_ok=True)  # of an import that was killed
         fresh = Ledger.create(into / "ledger.duckdb")
         with fresh.write() as con:
-            epoch = ledger.epoch
+            training_version = ledger.training_version
             fresh.set_meta(
                 con,
                 settings=mine.evidence(),
                 imported=imported,
                 fingerprint={"imported": imported},
-                epoch=epoch,
+                training_version=training_version,
             )
         with recorded(fresh, "import-scores", mine.evidence()) as run, fresh.write() as con:
             for table, rows in copied.items():
@@ -179,7 +179,8 @@ def _write(
             con.register("valued", valued)
             con.execute("DELETE FROM generated WHERE generated_key NOT IN (SELECT key FROM valued)")
             con.execute(
-                "UPDATE generated SET batch = ?, epoch_valued = ?, recall_radius = NULL", [batch, epoch]
+                "UPDATE generated SET batch = ?, version_valued = ?, recall_radius = NULL",
+                [batch, training_version],
             )
             insert(con, "matches", kept)
             run.counts["valued"] = valued.num_rows

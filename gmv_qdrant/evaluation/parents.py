@@ -15,8 +15,8 @@ import numpy as np
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation.evidence import resolve
-from gmv_qdrant.ledger.answers import literal
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import literal
 
 _COLUMN = re.compile(r"(parent|weight)(\d*)")
 

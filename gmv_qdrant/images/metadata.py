@@ -42,7 +42,7 @@ class FolderMetadata:
         except duckdb.Error as error:
             raise SourceError(
                 f"The metadata file {printable(path)} cannot be read: {_first_line(error)}; "
-                "mend it or move it out of the folder."
+                "repair it or move it out of the folder."
             ) from error
 
     @classmethod

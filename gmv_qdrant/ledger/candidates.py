@@ -1,8 +1,8 @@
-"""Candidate lists: the K candidates of a generated image (`matches`) and the next nearest by recall (`reserve`).
+"""Candidate lists: the K candidates of a generated image (`matches`) and the next nearest by recall (`spare_candidates`).
 
 Both together are the exact beginning of the list of all training images by recall distance. So when a candidate
-leaves, the first of the reserve takes its place; and when a training image comes, it is put where it belongs.
-Neither needs a search, until a reserve is used up.
+leaves, the first of the spare takes its place; and when a training image comes, it is put where it belongs.
+Neither needs a search, until a spare is used up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from gmv_qdrant.ledger.ledger import Connection
+from gmv_qdrant.ledger.database import Connection
 
 ENTERING = pa.schema(
     [
@@ -33,7 +33,7 @@ FROM (
     FROM matches SEMI JOIN wanted USING (generated_key)
     UNION ALL BY NAME
     SELECT generated_key, training_key, recall_distance, distance, view, NULL AS slack
-    FROM reserve SEMI JOIN wanted USING (generated_key)
+    FROM spare_candidates SEMI JOIN wanted USING (generated_key)
     UNION ALL BY NAME SELECT * FROM entering
 ) JOIN (SELECT training_key, point_id FROM training) USING (training_key)
 """
@@ -43,7 +43,7 @@ _DOUBTFUL = """
 CREATE OR REPLACE TEMP TABLE doubtful AS
 WITH edges AS (
     SELECT generated_key, training_key, recall_distance FROM line
-    WHERE place IN ($candidates, $candidates + 1, $candidates + $reserve, $candidates + $reserve + 1)
+    WHERE place IN ($candidates, $candidates + 1, $candidates + $spare, $candidates + $spare + 1)
     UNION ALL
     SELECT generated_key, NULL, max(recall_distance) FROM line WHERE slack IS NULL GROUP BY generated_key
 )
@@ -57,8 +57,8 @@ INSERT INTO matches (generated_key, training_key, rank, distance, view, recall_d
 SELECT generated_key, training_key, row_number() OVER (PARTITION BY generated_key ORDER BY distance, point_id) AS rank,
        distance, view, recall_distance
 FROM line WHERE place <= getvariable('candidates') ORDER BY generated_key, rank;
-INSERT INTO reserve SELECT generated_key, training_key, recall_distance, distance, view
-FROM line WHERE place > getvariable('candidates') AND place <= getvariable('candidates') + getvariable('reserve')
+INSERT INTO spare_candidates SELECT generated_key, training_key, recall_distance, distance, view
+FROM line WHERE place > getvariable('candidates') AND place <= getvariable('candidates') + getvariable('spare')
 ORDER BY generated_key, place;
 UPDATE generated SET recall_radius = line.recall_distance FROM line
 WHERE generated.generated_key = line.generated_key AND place = getvariable('candidates')
@@ -68,14 +68,14 @@ AND line.recall_distance IS NOT NULL;
 
 def forget(con: Connection, keys: Sequence[int]) -> None:
     """Delete the lists of these generated images."""
-    for table in ("matches", "reserve"):
+    for table in ("matches", "spare_candidates"):
         con.execute(f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
 
 
 def rearrange(
-    con: Connection, keys: Sequence[int], candidates: int, reserve: int, entering: pa.Table | None = None
+    con: Connection, keys: Sequence[int], candidates: int, spare: int, entering: pa.Table | None = None
 ) -> list[int]:
-    """Cut these generated images' lists anew: K candidates, in order of their distances, and a reserve.
+    """Cut these generated images' lists anew: K candidates, in order of their distances, and a spare.
 
     entering: rows as `ENTERING` that come into the lists. Returns the keys of images that stay as they were, because
     rounding could decide who is a candidate: they must be searched.
@@ -83,11 +83,11 @@ def rearrange(
     con.register("wanted", pa.table({"generated_key": pa.array(keys, pa.int32())}))
     con.register("entering", entering if entering is not None else ENTERING.empty_table())
     con.execute(_LINE)
-    con.execute(_DOUBTFUL, {"candidates": candidates, "reserve": reserve})
+    con.execute(_DOUBTFUL, {"candidates": candidates, "spare": spare})
     doubtful: list[int] = [row[0] for row in con.execute("FROM doubtful ORDER BY ALL").fetchall()]
     con.execute("DELETE FROM line WHERE generated_key IN (FROM doubtful)")
     forget(con, sorted(set(keys) - set(doubtful)))
-    con.execute(f"SET VARIABLE candidates = {int(candidates)}; SET VARIABLE reserve = {int(reserve)}")
+    con.execute(f"SET VARIABLE candidates = {int(candidates)}; SET VARIABLE spare = {int(spare)}")
     con.execute(_WRITE)
     for name in ("wanted", "entering"):
         con.unregister(name)

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 
 from gmv_qdrant.errors import GmvError
-from gmv_qdrant.ledger.ledger import Connection, Ledger, insert
+from gmv_qdrant.ledger.database import Connection, Ledger, insert
 
 _PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
 
@@ -40,10 +40,10 @@ class Run:
     Two threads may tell it things: one computes while the other writes, so phases overlap.
     """
 
-    def __init__(self, verb: str, epoch: int) -> None:
+    def __init__(self, verb: str, training_version: int) -> None:
         self.run_id = uuid.uuid4().hex
         self.verb = verb
-        self.epoch = epoch
+        self.training_version = training_version
         self.counts: Counter[str] = Counter()
         self.timings: defaultdict[str, float] = defaultdict(float)
         self.figures: dict[str, float] = {}
@@ -53,7 +53,7 @@ class Run:
         self._healed: list[str] = []
         self._lock = threading.Lock()
 
-    def heal(self, uris: list[str]) -> None:
+    def resolve(self, uris: list[str]) -> None:
         """These inputs are fine, whatever quarantine says; written with the next batch."""
         with self._lock:
             self._healed += uris
@@ -72,7 +72,7 @@ class Run:
                 "timings": dict(self.timings),
                 "figures": dict(self.figures),
                 "quarantined": self._quarantined,
-                "healed": self._healed,
+                "resolved": self._healed,
             }
             self.counts, self.timings, self.figures = Counter(), defaultdict(float), {}
             self._quarantined, self._healed = {}, []
@@ -86,7 +86,7 @@ class Run:
                 self.timings[phase] += seconds
             self.figures.update(told["figures"])
             self._quarantined.update(told["quarantined"])
-            self._healed += told["healed"]
+            self._healed += told["resolved"]
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -97,10 +97,10 @@ class Run:
             with self._lock:
                 self.timings[phase] += time.perf_counter() - started
 
-    def write_quarantine(self, con: Connection, healed: list[str]) -> None:
+    def write_quarantine(self, con: Connection, resolved: list[str]) -> None:
         """Write new quarantine rows, and take out the URIs that were used after all."""
         with self._lock:
-            gone = healed + self._healed + list(self._quarantined)
+            gone = resolved + self._healed + list(self._quarantined)
             quarantined, self._quarantined, self._healed = self._quarantined, {}, []
         if gone:
             con.execute("DELETE FROM quarantine WHERE uri IN (SELECT unnest(?::VARCHAR[]))", [gone])
@@ -132,7 +132,7 @@ def recorded(
     request: what was asked for, so that it can be asked again for inputs that failed.
     Until a run is done, ``meta.settled`` is false; the next run finds that in `Run.unsettled`.
     """
-    run = Run(verb, ledger.epoch)
+    run = Run(verb, ledger.training_version)
     run.unsettled = ledger.meta().get("settled") == "false"
     with ledger.write() as con:
         ledger.set_meta(con, settled=False)
@@ -143,7 +143,7 @@ def recorded(
                 "run_id": [run.run_id],
                 "verb": [verb],
                 "started_at": [datetime.now(UTC)],
-                "epoch": [run.epoch],
+                "training_version": [run.training_version],
                 "settings": [json.dumps({**settings, "request": request or {}})],
                 "versions": [json.dumps(versions())],
                 "status": ["running"],
@@ -165,10 +165,10 @@ def _finish(ledger: Ledger, run: Run, status: str) -> None:
     with ledger.write() as con:
         run.write_quarantine(con, [])
         con.execute(
-            "UPDATE runs SET finished_at = ?, epoch = ?, counts = ?, timings = ?, status = ? WHERE run_id = ?",
+            "UPDATE runs SET finished_at = ?, training_version = ?, counts = ?, timings = ?, status = ? WHERE run_id = ?",
             [
                 datetime.now(UTC),
-                run.epoch,
+                run.training_version,
                 json.dumps({**run.counts, **run.figures}),
                 json.dumps(run.timings),
                 status,

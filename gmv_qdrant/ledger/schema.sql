@@ -10,8 +10,8 @@ CREATE TABLE training (
     label           VARCHAR,                   -- of the first source
     width           INTEGER,
     height          INTEGER,
-    epoch_added     INTEGER NOT NULL,
-    epoch_withdrawn INTEGER,                   -- NULL while the image is in the training set
+    version_added     INTEGER NOT NULL,
+    version_withdrawn INTEGER,                   -- NULL while the image is in the training set
     withdrawn_at    TIMESTAMPTZ,               -- a withdrawn row is a tombstone: hash, date and reason stay
     withdrawn_why   VARCHAR,
     attributes      JSON                       -- of the first source
@@ -37,7 +37,7 @@ CREATE TABLE generated (
     label         VARCHAR,
     quality       DOUBLE,                      -- in [0,1]; NULL without a quality metric
     recall_radius DOUBLE,                      -- recall distance of the K-th candidate; infinite when fewer exist
-    epoch_valued  INTEGER NOT NULL,            -- the training set that its matches are exact for; 0: value it again
+    version_valued  INTEGER NOT NULL,            -- the training set that its matches are exact for; 0: value it again
     attributes    JSON
 );
 
@@ -50,7 +50,7 @@ CREATE TABLE matches (                         -- the evidence: K rows for each 
     recall_distance FLOAT                      -- in the recall space; NULL in imported and older evidence
 );
 
-CREATE TABLE reserve (                         -- the next nearest by recall: they take the places of candidates that leave
+CREATE TABLE spare_candidates (                         -- the next nearest by recall: they take the places of candidates that leave
     generated_key INTEGER NOT NULL,
     training_key  INTEGER NOT NULL,
     recall_distance FLOAT NOT NULL,
@@ -70,7 +70,7 @@ CREATE TABLE runs (
     verb        VARCHAR NOT NULL,
     started_at  TIMESTAMPTZ NOT NULL,
     finished_at TIMESTAMPTZ,
-    epoch       INTEGER NOT NULL,
+    training_version       INTEGER NOT NULL,
     settings    JSON,
     versions    JSON,
     counts      JSON,
@@ -88,7 +88,7 @@ CREATE TABLE quarantine (
 CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents
     name            VARCHAR PRIMARY KEY,
     temperature     DOUBLE NOT NULL,
-    no_contributor  DOUBLE,                    -- distance at which "nothing here" weighs as much as an image
+    null_distance  DOUBLE,                    -- distance at which "nothing here" weighs as much as an image
     fitted_at       TIMESTAMPTZ NOT NULL,
     settings        JSON,
     figures         JSON

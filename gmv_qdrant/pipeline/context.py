@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from gmv_qdrant.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
-from gmv_qdrant.encoders.base import Encoder, Metric, Storage
 from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
-from gmv_qdrant.ledger.ledger import Connection, Ledger, insert
+from gmv_qdrant.ledger.database import Connection, Ledger, insert
+from gmv_qdrant.models.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
+from gmv_qdrant.models.encoders.base import Encoder, Metric, Storage
+from gmv_qdrant.models.quality import load_quality
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.streams import Progress
-from gmv_qdrant.quality import load_quality
 from gmv_qdrant.settings import Settings
-from gmv_qdrant.store import open_existing, open_store
-from gmv_qdrant.store.base import CollectionSpec, VectorStore
+from gmv_qdrant.vectors import open_existing, open_store
+from gmv_qdrant.vectors.protocol import CollectionSpec, VectorStore
 
 if TYPE_CHECKING:
-    from gmv_qdrant.quality.base import QualityMetric
+    from gmv_qdrant.models.quality.base import QualityMetric
 
 SAME_ENCODER = 0.999
 """Least cosine of a probe image's vector, now and when the ledger was made; devices and bf16 stay above it."""
@@ -62,8 +62,6 @@ class Context:
     progress: Progress
     remake_store: bool = False
     """Make a server's collection anew when it was lost: for `check --repair`, which fills it again."""
-    one_of_many: bool = False
-    """Other processes work for this run at the same time."""
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -175,10 +173,6 @@ class Context:
         return resolve_device(self.runtime.device)
 
     @property
-    def reranks_in_engine(self) -> bool:
-        return self.settings.rerank == "engine"
-
-    @property
     def batch_size(self) -> int:
         """Images that are prepared together; networks take them in batches of up to this size."""
         return self.settings.batch_size or (64 if self.device == "cpu" else 256)
@@ -210,13 +204,7 @@ class Context:
         if name not in self._spaces:
             recall = name.partition("@")[0].endswith("/recall")
             shape = self.recall_shape if recall else self.rerank_shape
-            place = self.settings.features_place(self.root)
-            self._spaces[name] = FeatureSpace(
-                place / name if isinstance(place, Path) else f"{place.rstrip('/')}/{name}",
-                shape.dim,
-                shape.storage,
-                shared=self.one_of_many,
-            )
+            self._spaces[name] = FeatureSpace(self.root / "features" / name, shape.dim, shape.storage)
         return self._spaces[name]
 
     @cached_property
@@ -237,13 +225,13 @@ class Context:
         plain: dict[str, object] = json.loads(json.dumps(facts))
         return plain
 
-    def claim(self) -> None:
+    def write_fingerprint(self) -> None:
         """Load the networks and hold the ledger to them: the first run writes the fingerprint, later ones must match.
 
         Raises `FingerprintMismatch`, and `ModelError` when weights are missing: before any work is done.
         """
         if "fingerprint" in self.ledger.meta():
-            self.prove()
+            self.verify_fingerprint()
             return
         facts = {
             "fingerprint": self.fingerprint(),
@@ -254,7 +242,7 @@ class Context:
         with self.ledger.write() as con:
             self.ledger.set_meta(con, **facts)
 
-    def prove(self, *, quality: bool = True) -> None:
+    def verify_fingerprint(self, *, quality: bool = True) -> None:
         """Load the networks and compare them with those that the ledger was made with.
 
         Raises `FingerprintMismatch`, and `ModelError` when weights are missing.

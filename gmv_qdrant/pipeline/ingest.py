@@ -18,13 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.images.records import Record, Unusable
-from gmv_qdrant.ledger.ledger import Connection, insert
+from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.context import insert_features as insert_features
-from gmv_qdrant.pipeline.engine_rerank import EngineRerank
 from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load, usable
-from gmv_qdrant.pipeline.streams import Behind, chunked
+from gmv_qdrant.pipeline.streams import BackgroundWriter, chunked
 
 MAX_STORED_BYTES = 262_144
 """A re-rank vector larger than this is computed on demand instead of kept (LPIPS at 224 px: 658 KB)."""
@@ -37,8 +36,8 @@ def ingest(
 
     readmit: take in images again that were withdrawn.
     """
-    intake, book = Intake(context, run, readmit=readmit), Book(context, run)
-    with Behind() as behind:
+    intake, book = Intake(context, run, readmit=readmit), LedgerWriter(context, run)
+    with BackgroundWriter() as behind:
         for chunk in chunked(records, partial(weight, context)):
             if work := intake.work(usable(run, chunk)):
                 behind.hand_over(partial(_finish, intake, book, work))
@@ -46,7 +45,7 @@ def ingest(
     quantize(context, run)
 
 
-def _finish(intake: Intake, book: Book, work: Work) -> None:
+def _finish(intake: Intake, book: LedgerWriter, work: EmbeddedChunk) -> None:
     book.write(intake.keep(work))
 
 
@@ -58,12 +57,9 @@ def quantize(context: Context, run: Run) -> None:
 
 
 def stores_rerank(context: Context) -> bool:
-    """Whether re-rank vectors are kept in a feature file: not when they are too large, or the engine has them."""
+    """Whether re-rank vectors are kept in a feature file: not when they are too large."""
     shape = context.rerank_shape
-    return (
-        not context.reranks_in_engine
-        and shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
-    )
+    return shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
 
 
 def weight(context: Context, record: Record | Unusable) -> int:
@@ -71,12 +67,12 @@ def weight(context: Context, record: Record | Unusable) -> int:
     if isinstance(record, Unusable):
         return 0
     file = len(record.data) if record.data is not None else record.size or 0
-    rerank = context.rerank_shape.dim if stores_rerank(context) or context.reranks_in_engine else 0
+    rerank = context.rerank_shape.dim if stores_rerank(context) else 0
     return file + 4 * len(context.views) * (context.recall_shape.dim + rerank)
 
 
 @dataclass(slots=True)
-class Work:
+class EmbeddedChunk:
     """A chunk that went through the networks: new images, and the content hash and record of every source."""
 
     embedded: list[Embedded]
@@ -84,7 +80,7 @@ class Work:
 
 
 @dataclass(slots=True)
-class Taken:
+class StoredChunk:
     """A chunk whose vectors and points are safe: the rows that the ledger is to have of it."""
 
     images: pa.Table
@@ -93,7 +89,7 @@ class Taken:
     """`SOURCES`: of these images, and of images that the ledger has."""
 
     @classmethod
-    def together(cls, parts: Sequence[Taken]) -> Taken:
+    def together(cls, parts: Sequence[StoredChunk]) -> StoredChunk:
         return cls(
             pa.concat_tables([part.images for part in parts]),
             pa.concat_tables([part.sources for part in parts]),
@@ -135,10 +131,9 @@ class Intake:
         self.readmit = readmit
         self.in_flight: set[str] = set()
         """Content hashes of the chunk before, which the ledger may not have yet."""
-        self.embedder = Embedder(context, rerank=stores_rerank(context) or context.reranks_in_engine)
-        self.engine = EngineRerank(context) if context.reranks_in_engine else None
+        self.embedder = Embedder(context, rerank=stores_rerank(context))
 
-    def work(self, records: Sequence[Record]) -> Work | None:
+    def work(self, records: Sequence[Record]) -> EmbeddedChunk | None:
         """Read, hash and embed what isn't known yet; None when nothing is left to keep."""
         unread = self._unseen_files(records)
         loaded = list(load(self.context, self.run, unread))
@@ -167,7 +162,7 @@ class Intake:
         if not embedded and not sources:
             return None
         self.in_flight = {image.loaded.hash for image in embedded}
-        return Work(embedded, sources)
+        return EmbeddedChunk(embedded, sources)
 
     def _unseen_files(self, records: Sequence[Record]) -> list[Record]:
         """All but the files whose path, size, time and metadata the ledger has already."""
@@ -182,16 +177,16 @@ class Intake:
         )
         seen = self.context.ledger.query(
             """
-            SELECT r.row, r.uri IN (SELECT uri FROM quarantine) AS healed FROM records r
+            SELECT r.row, r.uri IN (SELECT uri FROM quarantine) AS resolved FROM records r
             JOIN sources s ON s.uri = r.uri AND s.file_size = r.size AND s.file_time = r.time
             JOIN training t USING (training_key)
-            WHERE t.epoch_withdrawn IS NULL
+            WHERE t.version_withdrawn IS NULL
               AND r.facts = to_json([s.owner, s.label, s.licence, s.attributes::VARCHAR])::VARCHAR
             """,
             records=rows,
         )
         skip = set(seen["row"].to_pylist())
-        self.run.heal([records[row["row"]].uri for row in seen.to_pylist() if row["healed"]])
+        self.run.resolve([records[row["row"]].uri for row in seen.to_pylist() if row["resolved"]])
         self.run.counts["unchanged"] += len(skip)
         return [record for row, record in enumerate(records) if row not in skip]
 
@@ -207,14 +202,14 @@ class Intake:
         known = {row["content_hash"]: row["withdrawn"] for row in rows.to_pylist()}
         return known | dict.fromkeys(self.in_flight & hashes)
 
-    def keep(self, work: Work) -> Taken:
+    def keep(self, work: EmbeddedChunk) -> StoredChunk:
         """Feature shard first, then points: safe when this returns."""
         context, embedded = self.context, work.embedded
         locations: list[list[int | None]] = [[None, None]] * len(embedded)
         points = [item.loaded.point_id for item in embedded]
         with self.run.timed("write"):
             rerank = [item.rerank for item in embedded if item.rerank is not None]
-            if rerank and not self.engine:
+            if rerank:
                 locations = context.space("training/rerank").append(np.concatenate(rerank)).tolist()
             if embedded:
                 context.store.upsert(
@@ -222,8 +217,6 @@ class Intake:
                     np.concatenate([item.recall for item in embedded]),
                     [{"uri": item.loaded.record.uri, "sha256": item.loaded.hash} for item in embedded],
                 )
-                if self.engine:
-                    self.engine.keep(points, np.concatenate(rerank))
                 context.store.flush()
         images = [
             {
@@ -251,10 +244,10 @@ class Intake:
             }
             for hash_, record in work.sources
         ]
-        return Taken(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
+        return StoredChunk(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
 
 
-class Book:
+class LedgerWriter:
     """Writes what was taken in to the ledger: one transaction for a chunk, and keys for new images."""
 
     def __init__(self, context: Context, run: Run) -> None:
@@ -265,10 +258,10 @@ class Book:
                 "SELECT coalesce(max(training_key), 0) + 1 FROM training"
             ).fetchall()[0][0]
 
-    def write(self, taken: Taken) -> None:
+    def write(self, taken: StoredChunk) -> None:
         """An image that has come in meanwhile, from another chunk, only gets its sources."""
         known = self.context.ledger.query(
-            """SELECT content_hash, training_key, epoch_withdrawn IS NULL AS there
+            """SELECT content_hash, training_key, version_withdrawn IS NULL AS there
             FROM training JOIN (SELECT DISTINCT content_hash FROM sources) USING (content_hash)""",
             sources=taken.sources.select(["content_hash"]),
         ).to_pylist()
@@ -287,14 +280,14 @@ class Book:
             if images:
                 self._write_training(con, images, [keys[image["content_hash"]] for image in images])
             added = _write_sources(con, sources, keys)
-            self.run.write_quarantine(con, healed=[source["uri"] for source in sources])
+            self.run.write_quarantine(con, resolved=[source["uri"] for source in sources])
         self.run.counts["new"] += len(images)
         self.run.counts["sources"] += added
 
     def _write_training(self, con: Connection, images: list[dict[str, Any]], keys: list[int]) -> None:
-        if self.run.counts["new"] == 0:  # the first new image of a run begins an epoch
-            self.run.epoch += 1
-            self.context.ledger.set_meta(con, epoch=self.run.epoch)
+        if self.run.counts["new"] == 0:  # the first new image of a run begins an training_version
+            self.run.training_version += 1
+            self.context.ledger.set_meta(con, training_version=self.run.training_version)
         for table in ("training", "features"):
             where = "training_key IN" if table == "training" else "space = 'training/rerank' AND key IN"
             con.execute(f"DELETE FROM {table} WHERE {where} (SELECT unnest(?::INTEGER[]))", [keys])
@@ -305,7 +298,7 @@ class Book:
             {
                 "training_key": keys,
                 **{name: rows[name] for name in IMAGES.names if name not in ("shard", "row")},
-                "epoch_added": [self.run.epoch] * len(keys),
+                "version_added": [self.run.training_version] * len(keys),
             },
         )
         located = [

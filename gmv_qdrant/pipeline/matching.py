@@ -2,7 +2,7 @@
 
 The evidence of a generated image is all of its K candidates, in order of (distance, point id): content-derived
 ids break ties, so the order doesn't depend on when an image was ingested. The next nearest by recall are kept in
-reserve, so that the evidence stays exact without a search when training images come and go (`ledger.candidates`).
+spare, so that the evidence stays exact without a search when training images come and go (`ledger.candidates`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from gmv_qdrant.errors import StoreError
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import stores_rerank
-from gmv_qdrant.pipeline.rerank_vectors import RerankVectors
-from gmv_qdrant.pipeline.searching import Calibrated
-from gmv_qdrant.store.base import Hits, SearchParams
+from gmv_qdrant.pipeline.reranking import RerankVectors
+from gmv_qdrant.pipeline.searching import SearchTuner
+from gmv_qdrant.vectors.protocol import Hits, SearchParams
 
-MOST_STRANGERS = 4
+UNKNOWN_LIMIT = 4
 """Times K that is searched at most to make up for points of the collection that are no training images."""
 
 
-RESERVE = 0.1
-"""Share of K that is kept in reserve: withdrawing one in a hundred training images takes 2 of 200 candidates."""
+SPARE = 0.1
+"""Share of K that is kept in spare: withdrawing one in a hundred training images takes 2 of 200 candidates."""
 
 
 @dataclass(slots=True)
@@ -48,11 +48,11 @@ class Matches(Candidates):
     """The evidence of one generated image: its K candidates, nearest first.
 
     radius: recall distance of the K-th candidate, infinite when the collection has fewer than K.
-    reserve: the next nearest by recall, where evidence is kept exact without searching; nearest by recall first.
+    spare: the next nearest by recall, where evidence is kept exact without searching; nearest by recall first.
     """
 
     radius: float
-    reserve: Candidates
+    spare: Candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ class Matcher:
         self.context = context
         self.run = run
         self.vectors = RerankVectors(context, run)
-        self.params = Calibrated(context, run)
-        self.reserve = reserve_size(context)
-        self.group = 512 if stores_rerank(context) or context.reranks_in_engine else 2
+        self.params = SearchTuner(context, run)
+        self.spare = spare_count(context)
+        self.group = 512 if stores_rerank(context) else 2
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
-        self.strangers: set[str] = set()
+        self.unknown_points: set[str] = set()
         """Points that the ledger doesn't know, such as those that came into an adopted collection meanwhile."""
 
     def match(
@@ -104,12 +104,9 @@ class Matcher:
         with self.run.timed("recall"):
             queries = recall.reshape(m * views, dim)
             params = self.params(queries)
-            hits, keys = self._recall(queries, wanted + self.reserve, params)
+            hits, keys = self._recall(queries, wanted + self.spare, params)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
-            if self.vectors.engine:  # it has no views, so there is one query for each image
-                found = self.vectors.engine.distances(queries, rerank[:, 0], wanted, params)
-                known = [_known(mine, keys) for mine in found]
             drafts = [_draft(of_views, keys, one) for of_views, one in zip(by_image, known, strict=True)]
             there = self.vectors.require({point for draft in drafts for point in draft.missing()})
             return [
@@ -130,15 +127,15 @@ class Matcher:
             hits = store.search(queries, limit, params)
             found = {str(point) for hit in hits for point in hit.ids}
             keys = self.vectors.know(found)
-            strangers = found - keys.keys()
-            ours = [_without(hit, strangers, wanted) for hit in hits]
-            if strangers:
-                self.strangers |= strangers
-                self.run.counts["unknown_points"] = len(self.strangers)
+            unknown_points = found - keys.keys()
+            ours = [_without(hit, unknown_points, wanted) for hit in hits]
+            if unknown_points:
+                self.unknown_points |= unknown_points
+                self.run.counts["unknown_points"] = len(self.unknown_points)
             lacking = [
                 wanted - len(mine.ids) for mine, hit in zip(ours, hits, strict=True) if len(hit.ids) == limit
             ]
-            if max(lacking, default=0) == 0 or limit > MOST_STRANGERS * wanted:
+            if max(lacking, default=0) == 0 or limit > UNKNOWN_LIMIT * wanted:
                 return ours, keys
             limit += max(lacking)
 
@@ -152,23 +149,21 @@ class Matcher:
             draft.rows.distances[fresh] = by_view.min(axis=0)
             draft.rows.views[fresh] = by_view.argmin(axis=0)
             draft.open[fresh] = False
-        reserve = draft.places[wanted:]
-        candidates = np.setdiff1d(np.arange(len(draft.keys)), reserve)
+        spare = draft.places[wanted:]
+        candidates = np.setdiff1d(np.arange(len(draft.keys)), spare)
         settled = candidates[~draft.open[candidates]]
         order = settled[np.argsort(draft.rows.distances[settled], kind="stable")[:wanted]]
         mine = draft.rows[order]
-        # with a gap, in the list or in the reserve, the next nearest aren't known any more
-        whole = 0 if draft.open[candidates].any() else int(np.argmax([*draft.open[reserve], True]))
-        return Matches(
-            mine.keys, mine.distances, mine.views, mine.recall, radius, draft.rows[reserve[:whole]]
-        )
+        # with a gap, in the list or in the spare, the next nearest aren't known any more
+        whole = 0 if draft.open[candidates].any() else int(np.argmax([*draft.open[spare], True]))
+        return Matches(mine.keys, mine.distances, mine.views, mine.recall, radius, draft.rows[spare[:whole]])
 
 
-def _without(hits: Hits, strangers: Set[str], wanted: int) -> Hits:
-    """The nearest ``wanted`` of the hits that are no strangers."""
-    if not strangers and len(hits.ids) <= wanted:
+def _without(hits: Hits, unknown_points: Set[str], wanted: int) -> Hits:
+    """The nearest ``wanted`` of the hits that are no unknown_points."""
+    if not unknown_points and len(hits.ids) <= wanted:
         return hits
-    stay = [i for i, point in enumerate(hits.ids) if str(point) not in strangers][:wanted]
+    stay = [i for i, point in enumerate(hits.ids) if str(point) not in unknown_points][:wanted]
     return Hits([hits.ids[i] for i in stay], hits.distances[stay])
 
 
@@ -209,25 +204,15 @@ def _draft(hits: Sequence[Hits], keys: Mapping[str, int], known: Known) -> _Draf
     )
 
 
-def _known(found: Mapping[str, float], keys: Mapping[str, int]) -> Known:
-    """Distances by point id as those of training keys."""
-    pairs = sorted((keys[point], distance) for point, distance in found.items() if point in keys)
-    return Known(
-        np.array([key for key, _ in pairs], dtype=np.int32),
-        np.array([distance for _, distance in pairs], dtype=np.float64),
-        np.zeros(len(pairs), dtype=np.int8),
-    )
-
-
 def _radius(hits: Sequence[Hits], wanted: int) -> float:
     """A new training image can only become a candidate if it is nearer than this in some view."""
     return max(float(hit.distances[wanted - 1]) if len(hit.ids) >= wanted else float("inf") for hit in hits)
 
 
-def reserve_size(context: Context) -> int:
+def spare_count(context: Context) -> int:
     """How many candidates beyond K are kept; none with several views, or without re-rank vectors."""
     plain = len(context.views) == 1 and stores_rerank(context)
-    return math.ceil(RESERVE * context.settings.candidates) if plain else 0
+    return math.ceil(SPARE * context.settings.candidates) if plain else 0
 
 
 def evidence_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[str, pa.Array]:
@@ -236,9 +221,9 @@ def evidence_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[s
     return {**_columns(keys, evidence), "rank": pa.array(np.concatenate(ranks))}
 
 
-def reserve_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[str, pa.Array]:
-    """Rows of ``reserve`` for these generated images."""
-    return _columns(keys, [matches.reserve for matches in evidence])
+def spare_columns(keys: Sequence[int], evidence: Sequence[Matches]) -> dict[str, pa.Array]:
+    """Rows of ``spare_candidates`` for these generated images."""
+    return _columns(keys, [matches.spare for matches in evidence])
 
 
 def _columns(keys: Sequence[int], lists: Sequence[Candidates]) -> dict[str, pa.Array]:
@@ -255,7 +240,7 @@ def _columns(keys: Sequence[int], lists: Sequence[Candidates]) -> dict[str, pa.A
 def require_training_images(context: Context) -> int:
     """How many training images there are; none is an error with a hint."""
     count = int(
-        context.ledger.query("SELECT count(*) AS n FROM training WHERE epoch_withdrawn IS NULL")["n"][
+        context.ledger.query("SELECT count(*) AS n FROM training WHERE version_withdrawn IS NULL")["n"][
             0
         ].as_py()
     )

@@ -13,7 +13,7 @@ import pyarrow as pa
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features
-from gmv_qdrant.store.base import parse_point_id
+from gmv_qdrant.vectors.protocol import parse_point_id
 
 
 def compact(context: Context, run: Run) -> None:
@@ -51,8 +51,8 @@ def compact(context: Context, run: Run) -> None:
 
 def tidy_points(context: Context, run: Run) -> None:
     """Delete points that the ledger doesn't name; where a point names a source that left, name one that stays."""
-    strangers, renamed = strange_points(context)
-    context.store.delete([parse_point_id(point) for point in strangers])
+    unknown_points, renamed = find_unknown_points(context)
+    context.store.delete([parse_point_id(point) for point in unknown_points])
     points = {str(point.id): point for point in context.store.retrieve(
         [parse_point_id(point) for point in renamed], with_vectors=True
     )}  # fmt: skip
@@ -64,19 +64,19 @@ def tidy_points(context: Context, run: Run) -> None:
             [{**point.payload, "uri": renamed[str(point.id)]} for point in whole],
         )
     context.store.flush()
-    run.counts["points_removed"] += len(strangers)
+    run.counts["points_removed"] += len(unknown_points)
 
 
-def strange_points(context: Context) -> tuple[list[str], dict[str, str]]:
+def find_unknown_points(context: Context) -> tuple[list[str], dict[str, str]]:
     """Points that are no training images of the ledger; and, of points that name no source of theirs, one that is."""
-    strangers: list[str] = []
+    unknown_points: list[str] = []
     renamed: dict[str, str] = {}
     for page in context.store.scroll():
         rows = context.ledger.query(
             """
             SELECT p.point_id, t.training_key IS NULL AS strange, min(s.uri) AS uri,
                    coalesce(bool_or(s.uri = p.uri), false) AS right
-            FROM page p LEFT JOIN training t ON t.point_id = p.point_id AND t.epoch_withdrawn IS NULL
+            FROM page p LEFT JOIN training t ON t.point_id = p.point_id AND t.version_withdrawn IS NULL
             LEFT JOIN sources s ON s.training_key = t.training_key GROUP BY p.point_id, t.training_key
             """,
             page=pa.table(
@@ -86,9 +86,9 @@ def strange_points(context: Context) -> tuple[list[str], dict[str, str]]:
                 }
             ),
         ).to_pylist()
-        strangers += [row["point_id"] for row in rows if row["strange"]]
+        unknown_points += [row["point_id"] for row in rows if row["strange"]]
         renamed.update({row["point_id"]: row["uri"] for row in rows if row["uri"] and not row["right"]})
-    return strangers, renamed
+    return unknown_points, renamed
 
 
 def erase(context: Context, run: Run) -> None:

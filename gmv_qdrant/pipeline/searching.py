@@ -10,9 +10,9 @@ import numpy as np
 
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.store.base import SearchParams
-from gmv_qdrant.store.search import calibrate_search, default_params
-from gmv_qdrant.store.segments import HNSW_POINTS
+from gmv_qdrant.vectors.embedded.segments import HNSW_POINTS
+from gmv_qdrant.vectors.protocol import SearchParams
+from gmv_qdrant.vectors.search import default_params, tune_search
 
 SAMPLE = 100
 """Queries that recall is measured on: 100 at K = 200 compare 20,000 neighbours."""
@@ -20,7 +20,7 @@ GROWN = 0.1
 """Share by which the number of coded points may change before recall is measured again."""
 
 
-class Calibrated:
+class SearchTuner:
     """Search parameters that reach the settings' ``target_recall``, by K."""
 
     def __init__(self, context: Context, run: Run) -> None:
@@ -74,8 +74,8 @@ class Calibrated:
             params, recall, asked = default_params(store.spec.quantization, settings.candidates), 1.0, 0
         else:
             sample = queries[np.random.default_rng(0).permutation(len(queries))[:SAMPLE]]
-            with self.run.timed("calibrate recall"):
-                params, recall = calibrate_search(store, sample, settings.candidates, settings.target_recall)
+            with self.run.timed("tune search"):
+                params, recall = tune_search(store, sample, settings.candidates, settings.target_recall)
             asked = len(sample)
         found = {
             "recall": recall,

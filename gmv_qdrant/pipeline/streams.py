@@ -32,7 +32,7 @@ class Progress(Protocol):
         ...
 
 
-class Silent:
+class NullProgress:
     """Tells nobody."""
 
     def phase(self, name: str, total: int | None) -> None:
@@ -59,8 +59,8 @@ def mapped(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T],
             future.cancel()
 
 
-class Behind:
-    """Work done in one other thread while this one goes on: piece by piece, in the order it was handed over.
+class BackgroundWriter:
+    """EmbeddedChunk done in one other thread while this one goes on: piece by piece, in the order it was handed over.
 
     At most one piece is under way. Its error comes out where the next is handed over, or at the end of the block.
     """

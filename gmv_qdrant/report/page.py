@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.ledger.answers import ValueFunction
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import versions
 from gmv_qdrant.report import plots
-from gmv_qdrant.report.facts import (
+from gmv_qdrant.report.queries import (
     INTERVAL,
     MOST_LISTED,
     Row,
@@ -314,11 +314,11 @@ def match_groups(ledger: Ledger, snapshot: Snapshot) -> list[dict[str, Any]]:
 def function_facts(function: ValueFunction) -> list[tuple[str, Any]]:
     paper = " (the paper)"
     temperature = f"{function.temperature:g}" + (paper if function.temperature == 1 else "")
-    nobody = "none (the paper)" if function.no_contributor is None else f"{function.no_contributor:g}"
+    nobody = "none (the paper)" if function.null_distance is None else f"{function.null_distance:g}"
     return [
         ("contributors of a generated image, k", "all candidates" if function.k is None else function.k),
         ("temperature T in exp(−d/T)", temperature),
-        ("weighed by quality", "yes" if function.calibrated else "no"),
+        ("weighed by quality", "yes" if function.quality_weighted else "no"),
         ("generated images", "all batches" if function.batch is None else f"batch {function.batch}"),
         ("distance of “no contributor”", nobody),
         (
@@ -332,7 +332,9 @@ def function_facts(function: ValueFunction) -> list[tuple[str, Any]]:
 def settings_facts(settings: Mapping[str, Any], snapshot: Snapshot) -> list[tuple[str, Any]]:
     """What the evidence depends on, from the ledger's fingerprint where there is one; secrets aren't among them."""
     kept = json.loads(snapshot.meta.get("fingerprint") or "{}")
-    facts: list[tuple[str, Any]] = [("epoch of the training set", snapshot.meta.get("epoch", "0"))]
+    facts: list[tuple[str, Any]] = [
+        ("training_version of the training set", snapshot.meta.get("training_version", "0"))
+    ]
     for key, value in settings.items():
         if value is None or value == {} or key == "qdrant_url":
             continue

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gmv_qdrant.ledger import answers
-from gmv_qdrant.ledger.answers import ValueFunction
-from gmv_qdrant.ledger.ledger import Ledger
-from gmv_qdrant.report.facts import Row, beneficiaries, contributors, generated_names, training_names
+from gmv_qdrant.ledger import queries
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.report.page import STATEMENT, name, number, write_whole
+from gmv_qdrant.report.queries import Row, beneficiaries, contributors, generated_names, training_names
 from gmv_qdrant.report.thumbnails import LARGE, Picture, Thumbnails
 
 MOST = 30
@@ -34,7 +34,7 @@ def write_sheet(root: Path, ledger: Ledger, image: str, function: ValueFunction,
     Raises `LedgerError` when no image, or more than one, goes by that name, and `SettingsError` when the file
     can't be written.
     """
-    kind, key = answers.find(ledger, image)
+    kind, key = queries.find(ledger, image)
     thumbnails = Thumbnails(root)
     if kind == "generated":
         me = generated_names(ledger, [key])[key]

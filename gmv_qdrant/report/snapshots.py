@@ -7,9 +7,9 @@ import threading
 import time
 from collections import OrderedDict
 
-from gmv_qdrant.ledger.answers import ValueFunction
-from gmv_qdrant.ledger.ledger import Ledger
-from gmv_qdrant.report.facts import Snapshot
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.report.queries import Snapshot
 
 
 class Snapshots:

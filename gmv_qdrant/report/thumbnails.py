@@ -45,7 +45,7 @@ class Thumbnails:
         self.folder = root / FOLDER
 
     def get(self, image: Mapping[str, Any], size: int = SMALL) -> Picture:
-        """Of an image as `facts.training_names` or `facts.generated_names` describe it: point_id, hash, uris.
+        """Of an image as `queries.training_names` or `queries.generated_names` describe it: point_id, hash, uris.
 
         An image that can't be read, or isn't what it was, gives a reason; nothing is raised, and nothing cached.
         """

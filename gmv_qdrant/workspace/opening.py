@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,11 +12,11 @@ import duckdb
 from filelock import FileLock, Timeout
 
 from gmv_qdrant.errors import FingerprintMismatch, LedgerLocked, SettingsError
-from gmv_qdrant.ledger import answers
-from gmv_qdrant.ledger.answers import ValueFunction
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger import queries
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run, recorded
-from gmv_qdrant.settings import EVIDENCE, FILE, Settings
+from gmv_qdrant.settings import FILE, IMMUTABLE_SETTINGS, Settings
 
 if TYPE_CHECKING:
     from gmv_qdrant.pipeline.context import Context
@@ -33,7 +32,7 @@ class Opened:
             raise SettingsError(f"{self.path} is not a workspace: make one with 'gmv-qdrant init {path}'")
         self.ledger = Ledger.open(self.path / "ledger.duckdb")
         if self.ledger.meta().get("switching") == "true":
-            from gmv_qdrant.pipeline.moving import finish_switch
+            from gmv_qdrant.deployments.moving import finish_switch
 
             finish_switch(self.path, self.ledger)
         self.settings = self._settings(overrides)
@@ -52,14 +51,14 @@ class Opened:
                     "collection of a workspace is its own, so give each tenant a workspace and a collection"
                 )
             cls._make(root, wanted)
-            settings = {name: value for name, value in settings.items() if name not in EVIDENCE}
+            settings = {name: value for name, value in settings.items() if name not in IMMUTABLE_SETTINGS}
         return cls(root, **settings)
 
     @staticmethod
     def _make(root: Path, wanted: Settings, **facts: Any) -> None:
         """facts: of the ledger's ``meta``, from its first moment."""
-        from gmv_qdrant.encoders import canonical_distance_name, canonical_encoder_name
-        from gmv_qdrant.quality import canonical_quality_name
+        from gmv_qdrant.models.encoders import canonical_distance_name, canonical_encoder_name
+        from gmv_qdrant.models.quality import canonical_quality_name
 
         wanted.encoder = canonical_encoder_name(wanted.encoder)
         wanted.distance = canonical_distance_name(wanted.distance)
@@ -69,12 +68,6 @@ class Opened:
             if not weights.is_file():
                 raise SettingsError(f"encoder_weights = {str(weights)!r} is not a file")
             wanted.encoder_weights = str(weights)
-        if wanted.features:
-            from gmv_qdrant.shards import require_empty
-
-            if "://" not in wanted.features:
-                wanted.features = os.path.abspath(wanted.features)
-            require_empty(wanted.features_place(root))
         try:
             root.mkdir(parents=True, exist_ok=True)
             (root / "ledger.duckdb").unlink(
@@ -119,7 +112,7 @@ class Opened:
         refuse_if_imported(self.ledger, verb)
         with self._alone() as context:
             if networks:
-                context.claim()
+                context.write_fingerprint()
             with recorded(self.ledger, verb, self.settings.evidence(), request) as run:
                 recover(context, run)
                 yield context, run
@@ -128,7 +121,7 @@ class Opened:
     def _alone(self) -> Iterator[Context]:
         """The only writer of this workspace. Raises `LedgerLocked` when there is another."""
         from gmv_qdrant.pipeline.context import Context
-        from gmv_qdrant.pipeline.streams import Silent
+        from gmv_qdrant.pipeline.streams import NullProgress
 
         lock = FileLock(self.path / ".writing.lock")
         try:
@@ -140,7 +133,7 @@ class Opened:
             ) from None
         except OSError as error:
             raise SettingsError(f"the workspace {self.path} can't be written to: {error.strerror}") from error
-        context = Context(self.path, self.settings, self.ledger, self._progress or Silent())
+        context = Context(self.path, self.settings, self.ledger, self._progress or NullProgress())
         try:
             yield context
         finally:
@@ -150,20 +143,19 @@ class Opened:
                 lock.release()
 
     def _function(self, fields: dict[str, Any]) -> ValueFunction:
-        return answers.value_function(self.ledger, **fields)
+        return queries.value_function(self.ledger, **fields)
 
 
 def _canonical(settings: Settings) -> dict[str, Any]:
     """The evidence settings with names spelt out, comparable with those that `init` kept."""
-    from gmv_qdrant.encoders import canonical_distance_name, canonical_encoder_name
-    from gmv_qdrant.quality import canonical_quality_name
+    from gmv_qdrant.models.encoders import canonical_distance_name, canonical_encoder_name
+    from gmv_qdrant.models.quality import canonical_quality_name
 
-    weights, place = settings.encoder_weights, settings.features
+    weights = settings.encoder_weights
     return {
         **settings.evidence(),
         "encoder": canonical_encoder_name(settings.encoder),
         "distance": canonical_distance_name(settings.distance),
         "quality": canonical_quality_name(settings.quality),
         "encoder_weights": str(Path(weights).absolute()) if weights else None,
-        "features": os.path.abspath(place) if place and "://" not in place else place,
     }

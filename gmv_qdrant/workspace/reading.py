@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from gmv_qdrant.accounting.payout import Money, payout
 from gmv_qdrant.errors import SettingsError, StoreError
-from gmv_qdrant.ledger import answers
-from gmv_qdrant.payout import Money, payout
+from gmv_qdrant.ledger import queries
 from gmv_qdrant.workspace.opening import Opened
 
 Relation = duckdb.DuckDBPyRelation
@@ -38,10 +38,10 @@ class Reading(Opened):
 
         rule: ``shares`` (the paper), ``owner-shapley`` (groups) or ``knn-shapley`` (images).
         interval: percent; adds ``low`` and ``high``, a bootstrap over the generated images.
-        function: fields of `ValueFunction` (``k``, ``temperature``, ``calibrated``, ``batch``, ``no_contributor``), or
+        function: fields of `ValueFunction` (``k``, ``temperature``, ``quality_weighted``, ``batch``, ``null_distance``), or
         ``calibration``, a name that `calibrate` kept.
         """
-        return self._relation(answers.credits(self.ledger, by, self._function(function), top, rule, interval))
+        return self._relation(queries.credits(self.ledger, by, self._function(function), top, rule, interval))
 
     def payout(
         self,
@@ -63,17 +63,17 @@ class Reading(Opened):
             raise SettingsError(
                 "a payout goes to owners or other groups, not to images: see 'credits --by image'"
             )
-        table = answers.credits(self.ledger, by, self._function(function), None, rule)
+        table = queries.credits(self.ledger, by, self._function(function), None, rule)
         found = zip(table.column(0).to_pylist(), table["value"].to_pylist(), strict=True)
         return payout(by, list(found), budget, floor=floor, exclude=exclude)
 
     def effective_contributors(self, **function: Any) -> float | None:
         """Mean effective number of contributors of a generated image; None when none was valued."""
-        return answers.effective_contributors(self.ledger, self._function(function))
+        return queries.effective_contributors(self.ledger, self._function(function))
 
     def stale(self) -> int:
-        """Generated images whose evidence is from another training set than today's; `update` mends them."""
-        return answers.stale(self.ledger)
+        """Generated images whose evidence is from another training set than today's; `update` repairs them."""
+        return queries.stale(self.ledger)
 
     def status(self) -> dict[str, Any]:
         """What the workspace holds, the proof of quantization, what is stale, the latest runs.
@@ -82,10 +82,10 @@ class Reading(Opened):
         """
         return {
             "workspace": {"path": str(self.path), **self.settings.evidence()},
-            **answers.counts(self.ledger),
+            **queries.counts(self.ledger),
             "store": self._store_status(),
             "search": self._search(),
-            "runs": answers.last_runs(self.ledger),
+            "runs": queries.last_runs(self.ledger),
         }
 
     def recall(self) -> float | None:
@@ -98,8 +98,8 @@ class Reading(Opened):
 
     def _store_status(self) -> dict[str, Any]:
         """Read off the disk, so that it also answers while a run writes."""
-        from gmv_qdrant.store.base import CollectionSpec
-        from gmv_qdrant.store.segments import read_status
+        from gmv_qdrant.vectors.embedded.segments import read_status
+        from gmv_qdrant.vectors.protocol import CollectionSpec
 
         shape = self.ledger.meta().get("recall_shape")
         if shape is None:
@@ -117,7 +117,7 @@ class Reading(Opened):
 
     def _server_status(self) -> dict[str, Any]:
         """As the server says it; where it doesn't answer, the sentence that says why."""
-        from gmv_qdrant.store import open_existing
+        from gmv_qdrant.vectors import open_existing
 
         try:
             with open_existing(self.settings, self.settings.vector_name) as store:
@@ -132,16 +132,16 @@ class Reading(Opened):
 
     def explain(self, image: str, **function: Any) -> tuple[str, Relation]:
         """A generated image's contributors, or a training image's beneficiaries."""
-        kind, table = answers.explain(self.ledger, image, self._function(function))
+        kind, table = queries.explain(self.ledger, image, self._function(function))
         return kind, self._relation(table)
 
     def sql(self, query: str) -> Relation:
         """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network."""
-        return self._relation(answers.sql(self.ledger, query))
+        return self._relation(queries.sql(self.ledger, query))
 
     def export(self, directory: str | Path, *, file_format: str = "parquet", **function: Any) -> list[Path]:
         """Write values, contributions, sources and generated images as Parquet or CSV; returns the files."""
-        return answers.export(self.ledger, Path(directory), self._function(function), file_format)
+        return queries.export(self.ledger, Path(directory), self._function(function), file_format)
 
     def evaluate(
         self, criterion: str, *, options: dict[str, Any] | None = None, **function: Any
@@ -162,19 +162,19 @@ class Reading(Opened):
         *,
         method: str = "external",
         batch: str = "default",
-        scores_are: str = "share",
+        score_type: str = "share",
         most: int = 1000,
     ) -> dict[str, Any]:
         """Make a workspace with another method's scores of this one's images, to credit and evaluate beside ours.
 
-        file: Parquet with generated, training and score. scores_are: ``share``, ``similarity`` or ``distance``, as
+        file: Parquet with generated, training and score. score_type: ``share``, ``similarity`` or ``distance``, as
         `gmv_qdrant.evaluation.importing` says.
         """
         from gmv_qdrant.evaluation.importing import import_scores
 
         return import_scores(
             self.ledger, self.settings, Path(file), Path(into).absolute(),
-            method=method, batch=batch, scores_are=scores_are, most=most,
+            method=method, batch=batch, score_type=score_type, most=most,
         )  # fmt: skip
 
     def report(self, target: str | Path, *, title: str | None = None, **function: Any) -> Path:
@@ -197,13 +197,12 @@ class Reading(Opened):
         host: str = "127.0.0.1",
         port: int = 8377,
         *,
-        sql_seconds: float = 10.0,
         tell: Callable[[str], None] = lambda address: None,
     ) -> None:
         """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token.
 
         tell: gets the address to open, with the token in it.
         """
-        from gmv_qdrant.report.server import serve
+        from gmv_qdrant.web.server import serve
 
-        serve(self.path, self.ledger, self.settings, host, port, sql_seconds=sql_seconds, tell=tell)
+        serve(self.path, self.ledger, self.settings, host, port, tell=tell)

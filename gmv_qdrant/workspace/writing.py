@@ -7,17 +7,16 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gmv_qdrant.errors import SettingsError, SourceError
-from gmv_qdrant.ledger import answers
-from gmv_qdrant.ledger.ledger import Ledger
-from gmv_qdrant.settings import EVIDENCE, FILE, Settings
+from gmv_qdrant.ledger import queries
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.settings import FILE, IMMUTABLE_SETTINGS, Settings
 from gmv_qdrant.workspace.opening import Opened
 
 if TYPE_CHECKING:
-    from gmv_qdrant.pipeline.checking import Finding
+    from gmv_qdrant.pipeline.check import Finding
     from gmv_qdrant.pipeline.streams import Progress
 
 
@@ -39,6 +38,7 @@ class Writing(Opened):
         Raises `SourceError` for a path that is missing or holds no image.
         """
         from gmv_qdrant.images.sources import open_sources
+        from gmv_qdrant.pipeline.ingest import ingest
 
         if "adopted" in self.ledger.meta():
             raise SettingsError(
@@ -47,12 +47,11 @@ class Writing(Opened):
             )
 
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
-            engine = self._engine()
             records = open_sources(names, owner=owner, only=only)
             total = records.count()
             with self._run("ingest", paths=names, owner=owner) as (context, run):
                 context.progress.phase("ingest", total)
-                engine.ingest(context, run, records, readmit=readmit)
+                ingest(context, run, records, readmit=readmit)
             return run.summary()
 
         if not retry_quarantined:
@@ -72,10 +71,10 @@ class Writing(Opened):
         retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
         """
         from gmv_qdrant.images.sources import open_sources
-        from gmv_qdrant.pipeline.rerank_vectors import missing_rerank_vectors
+        from gmv_qdrant.pipeline.reranking import missing_rerank_vectors
+        from gmv_qdrant.pipeline.value import value
 
         def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
-            engine = self._engine()
             records = open_sources(names, only=only)
             total = records.count()
             with self._run("value", paths=names, batch=batch) as (context, run):
@@ -84,7 +83,7 @@ class Writing(Opened):
                         f"up to {most:,} re-rank vectors are computed from their images, each once"
                     )
                 context.progress.phase("value", total)
-                engine.value(context, run, records, batch)
+                value(context, run, records, batch)
             return run.summary()
 
         if not retry_quarantined:
@@ -92,23 +91,12 @@ class Writing(Opened):
         _refuse(paths, "paths are those of the runs that failed")
         return self._retry("value", lambda request, only: run_once(request["paths"], request["batch"], only))
 
-    def _engine(self) -> ModuleType:
-        """What carries out ``ingest`` and ``value``. Raises `SettingsError` where Ray can't."""
-        if self.settings.engine == "local":
-            from gmv_qdrant.pipeline import local
-
-            return local
-        from gmv_qdrant.cluster import jobs
-
-        jobs.require(self.settings)
-        return jobs
-
     def _retry(
         self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
     ) -> dict[str, Any]:
         """Ask again for what is in quarantine, request by request; the counts are those of all together."""
         summary: dict[str, Any] = {"verb": verb, "seconds": {}}
-        for request, uris in answers.quarantined_requests(self.ledger, verb):
+        for request, uris in queries.quarantined_requests(self.ledger, verb):
             try:
                 part = again(request, uris)
             except SourceError:  # the whole path is gone by now: its inputs stay in quarantine
@@ -122,7 +110,7 @@ class Writing(Opened):
 
     def update(self) -> dict[str, Any]:
         """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
-        from gmv_qdrant.pipeline.maintenance import update
+        from gmv_qdrant.pipeline.update import update
 
         with self._run("update", networks=False) as (context, run):
             update(context, run)
@@ -141,7 +129,7 @@ class Writing(Opened):
         An image that other sources bring as well stays, and its credit is split among those.
         dry_run: only count. Raises `SettingsError` when nothing, or not exactly one selection, is given.
         """
-        from gmv_qdrant.pipeline.withdrawal import Selection, preview_withdrawal, withdraw
+        from gmv_qdrant.pipeline.withdraw import Selection, preview_withdrawal, withdraw
 
         selection = Selection(owner, uri, tuple(ids))
         if dry_run:
@@ -158,7 +146,7 @@ class Writing(Opened):
         Copies what the target lacks, compares both sides, then switches the workspace over. The old copy stays unless
         ``remove_source``. Raises `StoreError` when the sides differ: the workspace then stays where it is.
         """
-        from gmv_qdrant.pipeline.moving import move
+        from gmv_qdrant.deployments.moving import move
 
         if "adopted" in self.ledger.meta():
             raise SettingsError(
@@ -186,28 +174,28 @@ class Writing(Opened):
         probes: int = 500,
         seed: int = 0,
         k: int = 30,
-        no_contributor: bool = False,
+        null_distance: bool = False,
     ) -> dict[str, Any]:
         """Fit the temperature on probes, training images transformed, whose parents are known; keep it as ``name``.
 
-        k: for the figures only. no_contributor: also fit a mass of credit that goes to nobody.
+        k: for the figures only. null_distance: also fit a mass of credit that goes to nobody.
         Returns the fit, with share of credit on the true parents, rank and effective contributors before and after.
         """
-        from gmv_qdrant.pipeline.calibrating import calibrate
+        from gmv_qdrant.evaluation.calibrate import calibrate
 
         with self._run("calibrate") as (context, run):
             return calibrate(
-                context, run, name=name, probes=probes, seed=seed, k=k, no_contributor=no_contributor
+                context, run, name=name, probes=probes, seed=seed, k=k, null_distance=null_distance
             )
 
     def check(self, *, read_images: bool = False, repair: bool = False) -> list[Finding]:
         """Whether ledger, store and feature files agree and the sums hold; each thing wrong is a `Finding`.
 
         read_images: also whether every source can be read and is what it was.
-        repair: mend what can be mended; each finding says what was done about it.
+        repair: repair what can be repaired; each finding says what was done about it.
         """
-        from gmv_qdrant.pipeline.checking import check
-        from gmv_qdrant.pipeline.repairing import repair_all
+        from gmv_qdrant.pipeline.check import check
+        from gmv_qdrant.pipeline.repair import repair_all
 
         with self._alone() as context:
             context.remake_store = repair
@@ -222,7 +210,6 @@ class Writing(Opened):
         fields: Mapping[str, Any] | None = None,
         sample: int = 16,
         enable_quantization: bool = False,
-        write_rerank_vectors: bool = False,
         progress: Progress | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
@@ -230,11 +217,11 @@ class Writing(Opened):
 
         Makes the workspace when there is none at ``path``; an adopted one is brought to what the collection is now.
         settings: as for `init`; ``vector_name`` None is the only vector, ``tenant`` payload fields that every point
-        must have. fields: payload fields by what they say (`gmv_qdrant.pipeline.payload_fields.Fields`).
-        sample: images that the encoder is proven with. The two flags are all that is ever written to the collection.
+        must have. fields: payload fields by what they say (`gmv_qdrant.deployments.payload_fields.Fields`).
+        sample: images that the encoder is proven with. The flag is all that is ever written to the collection.
         Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
         """
-        from gmv_qdrant.pipeline.adopting import Wishes, adopt, adopted_fields, describe_foreign
+        from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields, describe_foreign
         from gmv_qdrant.shards import clear
 
         root = Path(path).absolute()
@@ -244,7 +231,7 @@ class Writing(Opened):
             spec = describe_foreign(wanted, settings.get("vector_name"))
             mapping = adopted_fields({}, fields or {})
             cls._make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})
-            settings = {name: value for name, value in settings.items() if name not in EVIDENCE}
+            settings = {name: value for name, value in settings.items() if name not in IMMUTABLE_SETTINGS}
         elif settings.get("tenant"):  # a value may be a number there and text here
             tenant = json.loads(Ledger.open(root / "ledger.duckdb").meta()["settings"])["tenant"]
             if _words(tenant) == _words(settings["tenant"]):
@@ -256,13 +243,13 @@ class Writing(Opened):
                 f"the workspace {root} has a collection of its own: adopt into another folder"
             )
         mapping = adopted_fields(json.loads(kept["adopted"])["fields"], fields or {})
-        wishes = Wishes(sample, enable_quantization, write_rerank_vectors)
+        options = AdoptOptions(sample, enable_quantization)
         try:
             with workspace._run("adopt", fields=dataclasses.asdict(mapping)) as (context, run):
-                adopt(context, run, mapping, wishes)
+                adopt(context, run, mapping, options)
         except BaseException:
             if fresh and not workspace._believed():
-                clear(workspace.settings.features_place(root))
+                clear(root / "features")
                 for name in (FILE, "ledger.duckdb", "ledger.duckdb.wal", ".writing.lock"):
                     (root / name).unlink(missing_ok=True)
             raise

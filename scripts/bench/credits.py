@@ -20,7 +20,7 @@ from typing import Any
 import duckdb
 from common import machine, note, peak_memory, show
 
-from gmv_qdrant.ledger.ledger import Ledger
+from gmv_qdrant.ledger.database import Ledger
 
 ONCE = {"effective_contributors": "", "owner_shapley": "'owner', ", "credit_intervals": "'owner', "}
 """Answers that are asked once, and their first arguments."""
@@ -30,11 +30,11 @@ COLUMNS = "generated_key, training_key, rank, distance"
 def make(path: Path, generated: int, candidates: int, training: int, owners: int) -> None:
     """A ledger of random matches with plausible distances, in the order in which `value` writes them."""
     with Ledger.create(path).write() as con:
-        con.execute(f"""INSERT INTO training (training_key, point_id, epoch_added)
+        con.execute(f"""INSERT INTO training (training_key, point_id, version_added)
             SELECT i, 'point-' || i, 1 FROM range({training}) t(i)""")
         con.execute(f"""INSERT INTO sources (training_key, uri, owner)
             SELECT i, 'image-' || i, 'owner ' || i % {owners} FROM range({training}) t(i)""")
-        con.execute(f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, quality, epoch_valued)
+        con.execute(f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, quality, version_valued)
             SELECT j, 'g' || j, 'h' || j, 'g' || j, 'b', 0.2 + 0.7 * (hash(j) % 1000) / 1000, 1
             FROM range({generated}) t(j)""")
         con.execute(f"""INSERT INTO matches (generated_key, training_key, rank, distance)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from gmv_qdrant.encoders import Runtime, clip
-from gmv_qdrant.quality import iqa
-from gmv_qdrant.weights import HubFile
+from gmv_qdrant.models.encoders import Runtime, clip
+from gmv_qdrant.models.quality import iqa
+from gmv_qdrant.models.weights import HubFile
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from models_offline import muted, seed_dreamsim, seed_hub

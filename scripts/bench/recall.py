@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from gmv_qdrant.store.base import CollectionSpec, Quantization, SearchParams
-from gmv_qdrant.store.edge import EdgeStore
-from gmv_qdrant.store.search import calibrate_search, default_params, measure_recall
+from gmv_qdrant.vectors.embedded.store import EdgeStore
+from gmv_qdrant.vectors.protocol import CollectionSpec, Quantization, SearchParams
+from gmv_qdrant.vectors.search import default_params, measure_recall, tune_search
 
 BATCH = 2_000
 REPEATS = 5
@@ -89,8 +89,8 @@ def measure(
         if kind != "none":
             bare = SearchParams(rescore=False, oversampling=1.0)
             found["recall_without_rescoring"] = round(measure_recall(store, queries, limit, bare), 5)
-            calibrated, recall = calibrate_search(store, queries, limit)
-            found["calibrated"] = {"oversampling": calibrated.oversampling, "recall": round(recall, 5)}
+            calibrated, recall = tune_search(store, queries, limit)
+            found["quality_weighted"] = {"oversampling": calibrated.oversampling, "recall": round(recall, 5)}
         return found
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common import Clock, read_images, seconds
 
-from gmv_qdrant.encoders import Runtime, distances, load_distance
+from gmv_qdrant.models.encoders import Runtime, distances, load_distance
 
 
 def best(run: Callable[[], np.ndarray], repeat: int) -> tuple[Clock, np.ndarray]:

@@ -28,7 +28,7 @@ import numpy as np
 from common import Clock, disk_mb, machine, note, peak_memory, seconds, show
 
 if TYPE_CHECKING:
-    from gmv_qdrant.store.base import VectorStore
+    from gmv_qdrant.vectors.protocol import VectorStore
 
 DIM, RERANK_DIM = 512, 1792
 BLOCK = 20_000
@@ -69,13 +69,15 @@ def per_query(call: Callable[[], Any], queries: np.ndarray) -> Clock:
 
 def ours(task: dict[str, Any]) -> dict[str, Any]:
     """A workspace filled with vectors, and its own matching code."""
-    from gmv_qdrant import Workspace
-    from gmv_qdrant.ledger.ledger import insert
-    from gmv_qdrant.ledger.runs import Run
     from gmv_qdrant.pipeline.engine_rerank import EngineRerank
+
+    from gmv_qdrant import Workspace
+    from gmv_qdrant.ledger.database import insert
+    from gmv_qdrant.ledger.runs import Run
     from gmv_qdrant.pipeline.ingest import insert_features
-    from gmv_qdrant.pipeline.valuation import Valuation
-    from gmv_qdrant.store import edge, search, segments
+    from gmv_qdrant.pipeline.value import Valuation
+    from gmv_qdrant.vectors.embedded import search, segments
+    from gmv_qdrant.vectors.embedded import store as edge
 
     if task["graph"] is not None:
         edge.HNSW_POINTS = segments.HNSW_POINTS = search.HNSW_POINTS = 1 if task["graph"] else sys.maxsize
@@ -112,7 +114,7 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
                 locations = context.space("training/rerank").append(rows[:, columns])
             with workspace.ledger.write() as con:
                 training = {"training_key": keys, "point_id": [str(point) for point in points]}
-                insert(con, "training", {**training, "epoch_added": [1] * len(keys)})
+                insert(con, "training", {**training, "version_added": [1] * len(keys)})
                 if not engine:
                     insert_features(con, "training/rerank", keys, locations)
         context.store.flush()
@@ -162,7 +164,7 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
 
 def sweep(store: VectorStore, queries: np.ndarray, truth: np.ndarray) -> list[dict[str, float]]:
     """Recall and time of ever wider searches; ``truth`` int64 ``(q, k)`` are places in the data."""
-    from gmv_qdrant.store.base import SearchParams
+    from gmv_qdrant.vectors.protocol import SearchParams
 
     k = truth.shape[1]
     near = [{point(place + 1) for place in row} for row in truth.tolist()]
@@ -263,7 +265,7 @@ def forward_ms(encoder: str, weights: str | None) -> float:
     import torch
     from PIL import Image
 
-    from gmv_qdrant.encoders import load_encoder
+    from gmv_qdrant.models.encoders import load_encoder
 
     network = load_encoder(encoder, weights=weights)
     batch = torch.stack([network.prepare(Image.new("RGB", (224, 224), (9 * i, 7, 5))) for i in range(16)])

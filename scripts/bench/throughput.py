@@ -36,8 +36,8 @@ from common import (
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.encoders import Encoder, Runtime, load_distance, load_encoder
-from gmv_qdrant.quality import load_quality
+from gmv_qdrant.models.encoders import Encoder, Runtime, load_distance, load_encoder
+from gmv_qdrant.models.quality import load_quality
 
 
 class Bare:

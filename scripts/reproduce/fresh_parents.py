@@ -28,9 +28,9 @@ import common
 import numpy as np
 from PIL import Image, ImageFilter
 
+from gmv_qdrant.evaluation import calibrate as calibrating
 from gmv_qdrant.evaluation.calibration import Fit, credit_of, fit, parent_figures
 from gmv_qdrant.evaluation.parents import known_parents
-from gmv_qdrant.pipeline import calibrating
 
 SEED = 20261122
 REGIMES = {"blend": (0.75, 0.25), "half": (0.5, 0.5), "three": (0.5, 0.3, 0.2), "kit": (0.75, 0.25)}

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.encoders import load_encoder
+from gmv_qdrant.models.encoders import load_encoder
 
 Ranked = tuple[np.ndarray, np.ndarray, str]
 """Indices of training images and their scores, both ``(m, most)``, and what `import_scores` is told that they are."""
@@ -33,7 +33,7 @@ def imported(
     ranked: Ranked,
 ) -> Workspace:
     """A workspace with these scores, to evaluate like ours. What an earlier run put at ``into`` is replaced."""
-    rows, scores, scores_are = ranked
+    rows, scores, score_type = ranked
     shutil.rmtree(into, ignore_errors=True)
     file = into.with_name(into.name + ".parquet")
     names = {
@@ -42,7 +42,7 @@ def imported(
         "score": scores.ravel().astype(np.float64),
     }
     pq.write_table(pa.table(names), file)
-    workspace.import_scores(file, into, method=into.name, scores_are=scores_are, most=rows.shape[1])
+    workspace.import_scores(file, into, method=into.name, score_type=score_type, most=rows.shape[1])
     return Workspace(into)
 
 

@@ -14,10 +14,10 @@ from loopback_grpc import GrpcLoopback
 from pydantic import SecretStr
 from samples import MakeStore
 
-from gmv_qdrant.store.base import CollectionSpec, VectorStore
-from gmv_qdrant.store.connection import Connection
-from gmv_qdrant.store.edge import EdgeStore
-from gmv_qdrant.store.server import ServerConfig, ServerStore
+from gmv_qdrant.vectors.embedded.store import EdgeStore
+from gmv_qdrant.vectors.protocol import CollectionSpec, VectorStore
+from gmv_qdrant.vectors.server.connection import Connection
+from gmv_qdrant.vectors.server.store import ServerConfig, ServerStore
 
 REAL = os.environ.get("QDRANT_URL")
 

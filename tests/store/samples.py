@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gmv_qdrant.store.base import CollectionSpec, VectorStore
+from gmv_qdrant.vectors.protocol import CollectionSpec, VectorStore
 
 MakeStore = Callable[[CollectionSpec], VectorStore]
 

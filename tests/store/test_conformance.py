@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from samples import MakeStore, clustered, ids_of
 
 from gmv_qdrant.errors import CollectionMismatch, StoreError
-from gmv_qdrant.store.base import CollectionSpec, Condition, PointId, RerankStore, SearchParams, VectorStore
-from gmv_qdrant.store.search import default_params
+from gmv_qdrant.vectors.protocol import (
+    CollectionSpec,
+    Condition,
+    PointId,
+    RerankStore,
+    SearchParams,
+    VectorStore,
+)
+from gmv_qdrant.vectors.search import default_params
 
 SPEC = CollectionSpec("training", 16)
 EXACT = SearchParams(exact=True)

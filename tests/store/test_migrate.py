@@ -11,11 +11,11 @@ import pytest
 from loopback import Fault, Loopback
 from samples import clustered, ids_of
 
+from gmv_qdrant.deployments.copy_points import migrate, verify
 from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
-from gmv_qdrant.store.base import CollectionSpec, Condition, PointId, SearchParams, VectorStore
-from gmv_qdrant.store.edge import EdgeStore
-from gmv_qdrant.store.migrate import migrate, verify
-from gmv_qdrant.store.server import ServerConfig, ServerStore
+from gmv_qdrant.vectors.embedded.store import EdgeStore
+from gmv_qdrant.vectors.protocol import CollectionSpec, Condition, PointId, SearchParams, VectorStore
+from gmv_qdrant.vectors.server.store import ServerConfig, ServerStore
 
 SPEC = CollectionSpec("training", 16)
 IDS: list[PointId] = [*ids_of(1_700), *range(800)]

@@ -20,9 +20,9 @@ from qdrant_client.http import models as m
 from samples import clustered, ids_of
 
 from gmv_qdrant.errors import CollectionMismatch, GmvError, StoreError, StoreUnavailable
-from gmv_qdrant.store import connection, server_collections
-from gmv_qdrant.store.base import CollectionSpec, Condition, PointId, SearchParams
-from gmv_qdrant.store.server import ServerConfig, ServerStore
+from gmv_qdrant.vectors.protocol import CollectionSpec, Condition, PointId, SearchParams
+from gmv_qdrant.vectors.server import collections, connection
+from gmv_qdrant.vectors.server.store import ServerConfig, ServerStore
 
 SPEC = CollectionSpec("training", 16)
 EXACT = SearchParams(exact=True)
@@ -38,7 +38,7 @@ def config(server: Loopback) -> ServerConfig:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_backoff", lambda _: 0.05)
-    monkeypatch.setattr(server_collections, "POLL", 0.02)
+    monkeypatch.setattr(collections, "POLL", 0.02)
 
 
 def everything(store: ServerStore) -> dict[PointId, Any]:
@@ -180,7 +180,7 @@ def test_a_lasting_fault_ends_in_bounded_time_with_a_sentence(
 def test_an_upsert_that_failed_midway_can_be_done_again(
     server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmv_qdrant.store.server.BATCH", 100)
+    monkeypatch.setattr("gmv_qdrant.vectors.server.store.BATCH", 100)
     store = ServerStore.create(ServerConfig(server.url, timeout=1, patience=1), SPEC)
     ids, rows = ids_of(1_000), clustered(1_000, 16)
     payloads = [{"n": i} for i in range(1_000)]
@@ -392,7 +392,7 @@ def test_an_old_server_says_that_it_cannot_add_a_vector(server: Loopback, config
 def test_batches_stay_below_the_limits_and_requests_are_bounded(
     server: Loopback, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmv_qdrant.store.server.BATCH_BYTES", 200_000)
+    monkeypatch.setattr("gmv_qdrant.vectors.server.store.BATCH_BYTES", 200_000)
     store = ServerStore.create(replace(config, parallel=3), SPEC)
     server.seconds = 0.03
     payloads = [{"text": "x" * (150_000 if i == 7 else 300 * (i % 20))} for i in range(1_000)]

@@ -1,0 +1,354 @@
+"""Questions put to the evidence, each one SELECT over the macros of ``credits.sql``."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from gmv_qdrant.errors import LedgerError, SettingsError
+from gmv_qdrant.ledger.database import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class ValueFunction:
+    """How evidence becomes values: a choice of the question, never of the run.
+
+    k: contributors of a generated image (P_j of Eq. 6); None for all candidates.
+    temperature: T in exp(-d/T); 1 is the paper.
+    quality_weighted: weigh by quality (section 3.2).
+    batch: only the generated images valued under this name.
+    null_distance: the distance at which "none of them" weighs as much as an image; None is the paper.
+    """
+
+    k: int | None = 30
+    temperature: float = 1.0
+    quality_weighted: bool = True
+    batch: str | None = None
+    null_distance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise SettingsError(f"k = {self.k} can't be used: at least one contributor is needed")
+        if not 1e-9 <= self.temperature <= 1e9:
+            raise SettingsError(
+                f"temperature = {self.temperature} can't be used: it must be above 0, from 1e-9 to 1e9 (1 is the paper)"
+            )
+
+    def sql(self) -> str:
+        """Arguments of a macro, after positional ones."""
+        values = {
+            "k": self.k,
+            "temperature": self.temperature,
+            "quality_weighted": self.quality_weighted,
+            "batch": self.batch,
+            "null_distance": self.null_distance,
+        }
+        return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
+
+
+def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
+    """A value function from its fields, or from the name that `calibrate` kept one under (k, batch, ... stay free).
+
+    Raises `SettingsError` for an unknown name, and for a temperature beside a calibration.
+    """
+    given = {name: value for name, value in fields.items() if value is not None or name == "k"}
+    if calibration is None:
+        return ValueFunction(**given)
+    if {"temperature", "null_distance"} & given.keys():
+        raise SettingsError(
+            f"the calibration {calibration!r} has a temperature of its own: give one or the other"
+        )
+    kept = {row["name"]: row for row in ledger.query("FROM calibrations ORDER BY name").to_pylist()}
+    if calibration not in kept:
+        known = ", ".join(kept) or "none yet"
+        raise SettingsError(
+            f"there is no calibration {calibration!r} (known: {known}): make it with 'gmv-qdrant calibrate'"
+        )
+    row = kept[calibration]
+    return ValueFunction(temperature=row["temperature"], null_distance=row["null_distance"], **given)
+
+
+def literal(value: str | float | bool | None) -> str:
+    """A value as SQL text: macro arguments can't be prepared parameters."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(float(value)) + "::DOUBLE" if isinstance(value, float) else str(value)
+
+
+RULES = {"shares": "credits", "owner-shapley": "owner_shapley", "knn-shapley": "knn_shapley"}
+"""How the credit of one generated image is divided: name -> macro; docs/method.md says what each rewards."""
+
+
+def credits(
+    ledger: Ledger,
+    by: str,
+    function: ValueFunction,
+    top: int | None,
+    rule: str = "shares",
+    interval: float | None = None,
+) -> pa.Table:
+    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
+
+    rule: one of `RULES`. interval: percent of a bootstrap interval, which adds the columns ``low`` and ``high``.
+    """
+    if rule not in RULES:
+        raise SettingsError(f"there is no value function {rule!r}: choose one of {', '.join(RULES)}")
+    if (rule == "knn-shapley" and by != "image") or (rule == "owner-shapley" and by == "image"):
+        other = "images" if rule == "knn-shapley" else "owners and other groups, not images"
+        raise SettingsError(f"{rule} values {other}, so it can't be asked by {by}")
+    if interval is not None and (rule != "shares" or by == "image"):
+        raise SettingsError("intervals are given for credits of groups by the rule 'shares' only")
+    if interval is not None and not 50 <= interval < 100:
+        raise SettingsError(
+            f"an interval of {interval:g} % can't be given: ask for 50 or more, and less than 100"
+        )
+    limit = f" LIMIT {int(top)}" if top is not None else ""
+    if by == "image":
+        macro = "image_values" if rule == "shares" else "knn_shapley"
+        return ledger.query(
+            f"""SELECT point_id AS image, uri, label, value, matches FROM {macro}({function.sql()})
+            ORDER BY value DESC, point_id{limit}"""
+        )
+    if by not in ("owner", "label", "licence") and not has_attribute(ledger, by):
+        raise SettingsError(
+            f"no training image has the attribute {by!r}: credits go by image, owner, label, licence"
+            + "".join(f", {name}" for name in attribute_names(ledger))
+        )
+    name = '"' + by.replace('"', '""') + '"'
+    arguments = f"{literal(by)}, {function.sql()}"
+    if interval is None:
+        return ledger.query(
+            f"""SELECT name AS {name}, value, share, images, matches FROM {RULES[rule]}({arguments})
+            ORDER BY value DESC, name NULLS LAST{limit}"""
+        )
+    return ledger.query(
+        f"""SELECT c.name AS {name}, value, low, high, share, images, matches FROM credits({arguments}) c
+        JOIN credit_intervals({arguments}, level := {float(interval)}) i ON i.name IS NOT DISTINCT FROM c.name
+        ORDER BY value DESC, c.name NULLS LAST{limit}"""
+    )
+
+
+def attribute_names(ledger: Ledger) -> list[str]:
+    """Names of the attributes that metadata gave to sources."""
+    rows = ledger.query(
+        "SELECT DISTINCT unnest(json_keys(attributes)) AS name FROM sources WHERE attributes IS NOT NULL ORDER BY name"
+    )
+    return [str(name) for name in rows["name"].to_pylist()]
+
+
+def has_attribute(ledger: Ledger, name: str) -> bool:
+    return name in attribute_names(ledger)
+
+
+def effective_contributors(ledger: Ledger, function: ValueFunction) -> float | None:
+    """Mean over the generated images of exp(entropy of the contributions); None when there are none."""
+    rows = ledger.query(
+        f"""SELECT _gmv_floating(sum(_gmv_fixed(effective))) / count(effective) AS mean
+        FROM effective_contributors({function.sql()})"""
+    )
+    mean = rows["mean"][0].as_py()
+    return None if mean is None else float(mean)
+
+
+def stale(ledger: Ledger) -> int:
+    """Generated images valued against another training set than today's."""
+    return int(
+        ledger.query(
+            """SELECT count(*) AS n FROM generated
+            WHERE version_valued < (SELECT value::INTEGER FROM meta WHERE key = 'training_version')"""
+        )["n"][0].as_py()
+    )
+
+
+def counts(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """What the ledger holds, by section."""
+    row = ledger.query(
+        """
+        SELECT (SELECT count(*) FROM training WHERE version_withdrawn IS NULL) AS training_images,
+               (SELECT count(*) FROM sources) AS sources,
+               (SELECT count(*) FROM training WHERE version_withdrawn IS NOT NULL) AS withdrawn,
+               (SELECT count(DISTINCT owner) FROM sources) AS owners,
+               (SELECT count(*) FROM generated) AS generated_images,
+               (SELECT count(DISTINCT batch) FROM generated) AS batches,
+               (SELECT count(*) FROM matches) AS matches,
+               (SELECT count(*) FROM quarantine) AS quarantined
+        """
+    ).to_pylist()[0]
+    return {
+        "training": {
+            "images": row["training_images"],
+            "sources": row["sources"],
+            "duplicates": row["sources"] - row["training_images"],
+            "owners": row["owners"],
+            "withdrawn": row["withdrawn"],
+            "quarantined": row["quarantined"],
+        },
+        "generated": {
+            "images": row["generated_images"],
+            "batches": row["batches"],
+            "stale": stale(ledger),
+            "matches": row["matches"],
+        },
+    }
+
+
+def quarantined_requests(ledger: Ledger, verb: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    """What runs of ``verb`` were asked for, each with the inputs of it that are in quarantine; oldest first."""
+    rows = ledger.query(
+        """SELECT json_extract(settings, '$.request')::VARCHAR AS request, list(DISTINCT uri) AS uris
+        FROM quarantine JOIN runs USING (run_id) WHERE verb = $verb GROUP BY request ORDER BY min("at"), request""",
+        {"verb": verb},
+    ).to_pylist()
+    found = [(json.loads(row["request"] or "{}"), frozenset(row["uris"])) for row in rows]
+    return [(request, uris) for request, uris in found if request.get("paths")]
+
+
+def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
+    """The latest runs, newest first."""
+    rows = ledger.query(
+        """SELECT verb, status, started_at, (timings->>'total')::DOUBLE AS seconds, training_version, counts
+        FROM runs ORDER BY started_at DESC LIMIT $most""",
+        {"most": most},
+    )
+    return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows.to_pylist()]
+
+
+def find(ledger: Ledger, image: str) -> tuple[str, int]:
+    """``("generated", key)`` or ``("training", key)`` of an image named by URI, file name or id.
+
+    Raises `LedgerError` when no image, or more than one, goes by that name.
+    """
+    found = ledger.query(
+        """
+        SELECT DISTINCT kind, key, uri FROM (
+            SELECT 'generated' AS kind, generated_key AS key, uri, point_id FROM generated
+            UNION ALL SELECT 'training', training_key, uri, point_id FROM sources JOIN training USING (training_key)
+            WHERE version_withdrawn IS NULL)
+        WHERE uri = $image OR point_id = $image OR ends_with(uri, '/' || $image)
+        ORDER BY uri = $image DESC, kind, uri
+        """,
+        {"image": image},
+    ).to_pylist()
+    exact = [row for row in found if row["uri"] == image] or found
+    if not exact:
+        raise LedgerError(
+            f"no training or generated image is called {image!r}: give its path, file name or id"
+        )
+    if len({(row["kind"], row["key"]) for row in exact}) > 1:
+        names = ", ".join(f"{row['uri']} ({row['kind']})" for row in exact[:5])
+        raise LedgerError(f"{len(exact)} images are called {image!r}: give one of {names}")
+    return str(exact[0]["kind"]), int(exact[0]["key"])
+
+
+def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
+    """``("generated", contributors)`` or ``("training", beneficiaries)`` of an image that `find` finds."""
+    kind, key = find(ledger, image)
+    if kind == "generated":
+        return kind, ledger.query(
+            f"""
+            SELECT c.rank, min(s.uri) AS uri, string_agg(DISTINCT s.owner, ', ' ORDER BY s.owner) AS owner,
+                   min(s.label) AS label, c.distance, c.contribution
+            FROM contributions({function.sql()}) c JOIN sources s USING (training_key)
+            WHERE c.generated_key = $key GROUP BY ALL ORDER BY c.rank
+            """,
+            {"key": key},
+        )
+    return kind, ledger.query(
+        f"""
+        SELECT g.uri, g.batch, c.rank, c.distance, c.quality, c.contribution
+        FROM contributions({function.sql()}) c JOIN generated g USING (generated_key)
+        WHERE c.training_key = $key ORDER BY c.contribution DESC, g.uri
+        """,
+        {"key": key},
+    )
+
+
+@contextmanager
+def restricted_connection(
+    ledger: Ledger, seconds: float | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """For SQL typed by a person: reads the ledger and nothing else; engine errors become one sentence.
+
+    seconds: when it is interrupted; None is never.
+    """
+    with ledger.read(locked=True) as con:
+        alarm = threading.Timer(seconds, con.interrupt) if seconds is not None else None
+        if alarm:
+            alarm.daemon = True
+            alarm.start()
+        try:
+            yield con
+        except duckdb.InterruptException:
+            raise LedgerError(f"this SQL was stopped after {seconds:g} s: ask for less at a time") from None
+        except duckdb.Error as error:
+            raise LedgerError(f"this SQL can't be run: {str(error).strip()}") from None
+        finally:
+            if alarm:
+                alarm.cancel()
+
+
+def sql(ledger: Ledger, query: str, *, most: int | None = None, seconds: float | None = None) -> pa.Table:
+    """Any SELECT, as a guest: at most so many rows, for at most so many seconds.
+
+    Raises `SettingsError` for what gives no rows, and `LedgerError` with the engine's words.
+    """
+    with restricted_connection(ledger, seconds) as con:
+        found = con.sql(query)
+        if found is None:
+            raise SettingsError("this SQL gives no rows: only SELECT can be asked here")
+        return (found if most is None else found.limit(most)).to_arrow_table()
+
+
+EXPORTS = {
+    "values": """
+        SELECT point_id AS image, uri, label, value, matches FROM image_values({arguments})
+        ORDER BY value DESC, point_id""",
+    "contributions": """
+        SELECT g.uri AS generated_uri, s.uri AS training_uri, c.rank, c.distance, c.quality, c.contribution,
+               g.batch, t.point_id AS image
+        FROM contributions({arguments}) c
+        JOIN generated g USING (generated_key) JOIN training t USING (training_key)
+        JOIN (SELECT training_key, min(uri) AS uri FROM sources GROUP BY training_key) s USING (training_key)
+        ORDER BY g.batch, g.uri, c.rank""",
+    "sources": """
+        SELECT t.point_id AS image, s.uri, s.owner, s.label, s.licence, s.attributes, t.content_hash AS sha256,
+               t.width, t.height
+        FROM sources s JOIN training t USING (training_key) WHERE t.version_withdrawn IS NULL
+        ORDER BY t.point_id, s.uri""",
+    "generated": """
+        SELECT uri, batch, label, quality, point_id AS image, content_hash AS sha256, attributes
+        FROM generated ORDER BY batch, uri""",
+}
+"""What `export` writes: name of the file -> its rows."""
+
+
+def export(ledger: Ledger, directory: Path, function: ValueFunction, file_format: str) -> list[Path]:
+    """Write the tables of `EXPORTS` as Parquet or CSV; each file is whole or not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    with ledger.read() as con:
+        for name, select in EXPORTS.items():
+            target = directory / f"{name}.{file_format}"
+            partial = target.with_suffix(".partial")
+            options: dict[str, Any] = {
+                "parquet": "FORMAT parquet, COMPRESSION zstd",
+                "csv": "FORMAT csv, HEADER",
+            }
+            con.execute(
+                f"COPY ({select.format(arguments=function.sql())}) TO {literal(str(partial))} ({options[file_format]})"
+            )
+            partial.rename(target)
+            written.append(target)
+    return written

@@ -1,0 +1,79 @@
+"""Encoders without a network: the pixels themselves, at a working resolution."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from gmv_qdrant.errors import ModelError
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.encoders.base import Encoder, Identity, Metric, Storage
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SIZE = 1024
+
+
+def canonical_size(argument: str, default: int = 64) -> str:
+    """``""`` -> the default; otherwise a whole number of pixels from 1 to 1024. Raises `ModelError`."""
+    size = argument or str(default)
+    if not size.isdecimal() or not 1 <= int(size) <= MAX_SIZE:
+        raise ModelError(f"{argument!r} is not a resolution: use a whole number of pixels up to {MAX_SIZE}")
+    return str(int(size))
+
+
+def load_recall(argument: str, weights: str | None, _: Runtime) -> Encoder:
+    """``pixels:N``: RGB at NxN in [0,1], divided by the norm. A black image gives the zero vector."""
+    if weights is not None:
+        raise ModelError(f"pixels:{argument} has no weights, so --encoder-weights {weights} cannot be used")
+    return PixelEncoder(f"pixels:{argument}", int(argument), "cosine", Storage(), "in [0,1], unit length")
+
+
+def load_rms(argument: str, _: Runtime) -> Encoder:
+    """``l2@N``: pixels / (255 sqrt(dim)), so the distance is the root-mean-square difference in [0,1]."""
+    scale = 1.0 / (255.0 * math.sqrt(3 * int(argument) ** 2))
+    return PixelEncoder(
+        f"l2@{argument}", int(argument), "euclid", Storage("uint8", scale), "in [0,1] / sqrt(dim)"
+    )
+
+
+def load_norm(argument: str, _: Runtime) -> Encoder:
+    """``l2-norm@N``: pixels / 255, the paper's plain 2-norm."""
+    return PixelEncoder(
+        f"l2-norm@{argument}", int(argument), "euclid", Storage("uint8", 1.0 / 255.0), "in [0,1]"
+    )
+
+
+class PixelEncoder:
+    """RGB, PIL bicubic to ``size x size``, flattened channel by channel.
+
+    With uint8 storage the vector is the pixels times the storage's scale, so a stored row is exact; with
+    float32 storage it has unit length.
+    """
+
+    def __init__(self, name: str, size: int, metric: Metric, storage: Storage, words: str) -> None:
+        self.metric: Metric = metric
+        self.storage = storage
+        self.dim = 3 * size * size
+        self.identity = Identity(name, "none", f"{size}x{size} squash bicubic {words}")
+        self._size = size
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """RGB image -> uint8 ``(dim,)``."""
+        from gmv_qdrant.models.encoders.network import resize, to_uint8
+
+        return to_uint8(resize(image, self._size)).reshape(-1)
+
+    def encode(self, batch: torch.Tensor) -> np.ndarray:
+        """uint8 ``(n, dim)`` -> float32 ``(n, dim)``."""
+        pixels = batch.numpy()
+        if self.storage.dtype == "uint8":
+            return self.storage.unpack(pixels)
+        vectors = pixels.astype(np.float32) / np.float32(255.0)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: np.ndarray = vectors / np.where(norms > 0, norms, np.float32(1.0))
+        return unit

@@ -1,0 +1,125 @@
+"""What both engines share: refusing bad input before anything is stored, and one order of the hits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gmv_qdrant.errors import StoreError
+from gmv_qdrant.vectors.protocol import CollectionSpec, Hits, Payload, PointId, VectorDistance
+
+MAX_INT_ID = 2**64 - 1
+TIES, MOST_TIES = 16, 4_096
+"""Fetched beyond the limit, at first and at most, so that a tie at the last place is cut by ``str(id)``."""
+
+
+def check_ids(ids: Sequence[PointId]) -> list[PointId]:
+    """Ids that every engine takes: integers in [0, 2**64) and UUIDs; raises `StoreError` for others."""
+    for i in ids:
+        if type(i) is uuid.UUID or (type(i) is int and 0 <= i <= MAX_INT_ID):
+            continue
+        raise StoreError(f"{i!r} is not a point id: use an integer from 0 to 2**64 - 1 or a uuid.UUID.")
+    return list(ids)
+
+
+def check_vectors(vectors: np.ndarray, spec: CollectionSpec) -> np.ndarray:
+    """float32 contiguous ``(n, dim)``; raises `StoreError` for another shape, NaN, inf or zero vectors.
+
+    Engines accept NaN and then fail when they quantize; a zero vector has no direction, so it is refused
+    under cosine.
+    """
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != spec.dim:
+        raise StoreError(
+            f"the vectors have the shape {tuple(np.shape(vectors))}, but the collection {spec.name!r} "
+            f"takes rows of {spec.dim} numbers: was another encoder used?"
+        )
+    squares = np.einsum("ij,ij->i", rows, rows)
+    good = np.isfinite(squares)
+    if spec.distance == "cosine":
+        good &= squares > 0
+    if not good.all():
+        row = int(np.argmin(good))
+        kind = "zero" if squares[row] == 0 else "not finite (NaN, infinite or beyond float32)"
+        raise StoreError(
+            f"vector {row} of {len(rows)} is {kind}; nothing was stored: check the encoder's output."
+        )
+    return rows
+
+
+def check_batch(
+    ids: Sequence[PointId], vectors: np.ndarray, payloads: Sequence[Payload], spec: CollectionSpec
+) -> tuple[list[PointId], np.ndarray]:
+    """Checked ids and vectors of one upsert; raises `StoreError` when the three lengths differ, too."""
+    if not len(ids) == len(vectors) == len(payloads):
+        raise StoreError(
+            f"{len(ids)} ids, {len(vectors)} vectors and {len(payloads)} payloads do not belong together: "
+            "give one of each per point."
+        )
+    return check_ids(ids), check_vectors(vectors, spec)
+
+
+def check_pairs(
+    ids: Sequence[PointId], vectors: np.ndarray, spec: CollectionSpec
+) -> tuple[list[PointId], np.ndarray]:
+    """Checked ids and vectors without payloads."""
+    if len(ids) != len(vectors):
+        raise StoreError(
+            f"{len(ids)} ids and {len(vectors)} vectors do not belong together: give one per point."
+        )
+    return check_ids(ids), check_vectors(vectors, spec)
+
+
+def check_limit(limit: int) -> None:
+    if limit < 1:
+        raise StoreError(f"a search for {limit} points finds nothing: ask for at least 1.")
+
+
+def to_distances(scores: Sequence[float], distance: VectorDistance) -> np.ndarray:
+    """An engine's scores -> float32 distances, smaller is nearer."""
+    values = np.asarray(scores, dtype=np.float32)
+    if distance == "cosine":
+        return np.asarray(np.maximum(np.float32(1) - values, np.float32(0)))
+    return np.negative(values) if distance == "dot" else values
+
+
+def nearest(ids: Sequence[PointId], distances: np.ndarray, limit: int) -> Hits:
+    """The first ``limit`` by (distance, ``str(id)``): engines return equal scores in no fixed order."""
+    order = np.argsort(distances, kind="stable")
+    ranked = distances[order]
+    found = [ids[i] for i in order]
+    if len(ranked) > 1 and bool((ranked[1:] == ranked[:-1]).any()):
+        starts = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(ranked)]
+        for a, b in pairwise(starts):
+            if b - a > 1:
+                found[a:b] = sorted(found[a:b], key=str)
+    return Hits(found[:limit], ranked[:limit])
+
+
+def settle(
+    points: Sequence[Any],
+    more: Callable[[int], Sequence[Any]],
+    limit: int,
+    distance: VectorDistance,
+    as_id: Callable[[Any], PointId] = lambda point: point,
+) -> Hits:
+    """Hits from an engine's scored ``points``, of which ``limit + TIES`` were asked for.
+
+    When the last place is shared with points that weren't fetched, ``more(n)`` fetches n, up to MOST_TIES beyond
+    the limit: so that ``str(id)``, and not the engine's mood, decides who is in.
+    """
+    fetched = limit + TIES
+    distances = to_distances([p.score for p in points], distance)
+    while len(points) == fetched < limit + MOST_TIES and _cuts_a_tie(distances, limit):
+        fetched = min(2 * fetched, limit + MOST_TIES)
+        points = more(fetched)
+        distances = to_distances([p.score for p in points], distance)
+    return nearest([as_id(p.id) for p in points], distances, limit)
+
+
+def _cuts_a_tie(distances: np.ndarray, limit: int) -> bool:
+    return bool(np.partition(distances, limit - 1)[limit - 1] == distances.max())

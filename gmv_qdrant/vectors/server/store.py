@@ -1,0 +1,187 @@
+"""The server store: a collection of any Qdrant deployment behind the same protocol as the embedded one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from qdrant_client import models as m
+
+from gmv_qdrant.errors import CollectionMismatch, StoreError
+from gmv_qdrant.vectors.checks import check_batch, check_ids
+from gmv_qdrant.vectors.protocol import (
+    CollectionSpec,
+    Condition,
+    Payload,
+    PointId,
+    Quantization,
+    StoreStatus,
+    VectorDistance,
+)
+from gmv_qdrant.vectors.server.codec import dense_vectors, describe, ids_filter, plain_id, quantization_config
+from gmv_qdrant.vectors.server.collections import (
+    create_collection,
+    describe_collection,
+    exists,
+    wait_until_built,
+)
+from gmv_qdrant.vectors.server.connection import Connection, ServerConfig
+from gmv_qdrant.vectors.server.reader import BATCH, BATCH_BYTES, NUMBER_BYTES, ServerReader
+
+__all__ = ["ServerConfig", "ServerStore"]
+
+
+class ServerStore(ServerReader):
+    """`VectorStore` over one collection of a server. Thread-safe; requests run in parallel, bounded.
+
+    ``conditions`` (a tenant's filter) are ANDed into every call, deletions included, and points that are
+    written carry their fields. Nothing is written but by the methods whose names say so.
+    """
+
+    @classmethod
+    def create(
+        cls, config: ServerConfig, spec: CollectionSpec, conditions: Sequence[Condition] = ()
+    ) -> ServerStore:
+        """A new collection. Raises `StoreError` when there is one of that name."""
+        connection = Connection(config)
+        try:
+            if exists(connection, spec.name):
+                raise StoreError(
+                    f"{connection.shown} already has a collection {spec.name!r}: choose another name."
+                )
+            create_collection(connection, spec)
+            return cls(connection, spec, conditions)
+        except BaseException:
+            connection.close()
+            raise
+
+    @classmethod
+    def open_or_create(
+        cls, config: ServerConfig, spec: CollectionSpec, conditions: Sequence[Condition] = ()
+    ) -> ServerStore:
+        """The collection that ``spec`` asks for. Raises `CollectionMismatch` when it is there with other vectors."""
+        connection = Connection(config)
+        try:
+            if not exists(connection, spec.name):
+                create_collection(connection, spec)
+            found = describe(describe_collection(connection, spec.name), spec.name, spec.vector_name)
+            if (found.dim, found.distance) != (spec.dim, spec.distance):
+                raise CollectionMismatch(
+                    f"the collection {spec.name!r} at {connection.shown} has vectors of {found.dim} numbers "
+                    f"({found.distance}), but the settings ask for {spec.dim} ({spec.distance}): use the encoder "
+                    "it was made with, or another collection name."
+                )
+            return cls(connection, found, conditions)
+        except BaseException:
+            connection.close()
+            raise
+
+    def upsert(self, ids: Sequence[PointId], vectors: np.ndarray, payloads: Sequence[Payload]) -> None:
+        """See `VectorStore.upsert`. When it fails midway, some batches are stored: doing it again is safe."""
+        ids, rows = check_batch(ids, vectors, payloads, self._spec)
+        last = list({i: n for n, i in enumerate(ids)}.values())
+        if len(last) < len(ids):  # batches run side by side, so the last of equal ids is chosen here
+            ids, rows, payloads = [ids[n] for n in last], rows[last], [payloads[n] for n in last]
+        stamped = [{**p, **self._stamp} for p in payloads]
+        sizes = [rows.shape[1] * NUMBER_BYTES + _payload_bytes(p) for p in stamped]
+
+        def send(part: slice) -> None:
+            lines = rows[part].tolist()
+            name = self._spec.vector_name
+            batch = m.Batch(
+                ids=[plain_id(i) for i in ids[part]],
+                vectors={name: lines} if name else lines,
+                payloads=stamped[part],
+            )
+            self._call("store points", "upsert", points=batch, wait=True)
+
+        self._connection.each(send, list(_slices(sizes)))
+
+    def delete(self, ids: Sequence[PointId]) -> None:
+        """See `VectorStore.delete`. Points outside of the store's own conditions stay."""
+        ids = check_ids(ids)
+
+        def send(part: list[PointId]) -> None:
+            if self._base:
+                only = m.FilterSelector(filter=ids_filter(part, self._base))
+                self._call("delete points", "delete", points_selector=only, wait=True)
+            else:
+                chosen = m.PointIdsList(points=[plain_id(i) for i in part])
+                self._call("delete points", "delete", points_selector=chosen, wait=True)
+
+        self._connection.each(send, [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)])
+
+    def flush(self) -> None:
+        """Nothing is left to do: every write waited until the server had applied it."""
+
+    def optimize(self, *, force: bool = False) -> bool:
+        """A server optimizes on its own. ``force`` waits until it is done; True when there was anything to do."""
+        if not force or self.status().state in ("green", "exact"):
+            return False
+        self.wait_until_built()
+        return True
+
+    def purge(self) -> None:
+        """Nothing to do here: the server vacuums its segments by itself, when a fifth of one was deleted."""
+
+    def enable_quantization(self, kind: Quantization = "pq", patience: float = 3_600.0) -> StoreStatus:
+        """Quantize the collection in place, and return when it is really done. The one change we make to it.
+
+        Collections below the server's indexing threshold keep exact vectors (`StoreStatus.state` ``exact``).
+        Raises `StoreUnavailable` when it takes longer than ``patience`` seconds; the server goes on.
+        """
+        if kind == "none":
+            raise StoreError("choose a quantization to enable: pq, turbo or scalar.")
+        change = m.VectorParamsDiff(quantization_config=quantization_config(kind))
+        self._call(
+            "change the quantization", "update_collection", vectors_config={self._spec.vector_name: change}
+        )
+        info = self._info()
+        self._spec = describe(info, self._spec.name, self._spec.vector_name)
+        if self._spec.quantization != kind:
+            raise StoreError(
+                f"{self._connection.shown} took the change but shows {self._spec.quantization!r} for "
+                f"{self._spec.name!r}: its version may not know {kind!r}."
+            )
+        return self.wait_until_built(patience)
+
+    def wait_until_built(self, patience: float = 3_600.0) -> StoreStatus:
+        """Wait until the server has indexed and quantized what it is going to. Raises `StoreUnavailable`."""
+        return wait_until_built(self.status, self._spec.name, self._connection.shown, patience)
+
+    # -- re-ranking inside the engine ------------------------------------------------------------------
+
+    def _has_vector(self, name: str, dim: int, distance: VectorDistance) -> bool:
+        info = self._info()
+        if name not in dense_vectors(info):
+            return False
+        found = describe(info, self._spec.name, name)
+        if (found.dim, found.distance) != (dim, distance):
+            raise CollectionMismatch(
+                f"the collection {self._spec.name!r} has a vector {name!r} of {found.dim} numbers "
+                f"({found.distance}), not {dim} ({distance}): choose another name."
+            )
+        return True
+
+
+def _slices(sizes: Sequence[int]) -> Iterator[slice]:
+    """Consecutive batches, none above the limits by points or bytes (one huge point goes alone)."""
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and (i - start >= BATCH or total + size > BATCH_BYTES):
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
+
+
+def _payload_bytes(payload: Mapping[str, Any]) -> int:
+    try:
+        return len(json.dumps(payload)) + 64
+    except (TypeError, ValueError) as e:
+        raise StoreError(
+            f"a payload can't be written as JSON ({e}): use text, numbers, lists and objects."
+        ) from None

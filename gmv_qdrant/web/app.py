@@ -1,0 +1,300 @@
+"""The local pages: the report's figures to browse, sort and filter; SQL to ask; an image to drop.
+
+Server-rendered; nothing here writes to the ledger, so there is nothing that a forged request could change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gmv_qdrant.errors import GmvError, LedgerLocked, SettingsError, StoreUnavailable
+from gmv_qdrant.ledger import queries
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.report import formatting, page
+from gmv_qdrant.report import queries as report_queries
+from gmv_qdrant.report.queries import Row
+from gmv_qdrant.report.snapshots import Snapshots
+from gmv_qdrant.report.thumbnails import LARGE, SMALL, Thumbnails
+from gmv_qdrant.settings import Settings
+from gmv_qdrant.web.attribute_upload import Lookup
+from gmv_qdrant.web.middleware import Guard
+
+IMAGES = 48
+"""On one page; divisible by most numbers of columns."""
+MATCHES = 60
+SQL_ROWS = 500
+DOWNLOAD_ROWS = 1_000_000
+UPLOAD_BYTES = 32 << 20
+CHOICES = ("k", "temperature", "no_quality", "batch", "calibration")
+"""Names of the value function in an address."""
+
+
+class Pages:
+    """One handler for each page."""
+
+    def __init__(self, root: Path, ledger: Ledger, settings: Settings) -> None:
+        self.root, self.ledger, self.settings = root, ledger, settings
+        self.snapshots = Snapshots(ledger)
+        self.thumbnails = Thumbnails(root)
+        self.lookup = Lookup(root, settings, ledger)
+        self._shown: dict[tuple[str, int], Row] = {}  # so that a page's pictures don't each open the ledger
+        self.env = page.environment()
+        self.templates = Path(page.__file__).parent / "templates"
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.overview),
+            Route("/owners", self.owners),
+            Route("/training", self.training),
+            Route("/generated", self.generated),
+            Route("/training/{key:int}", self.training_image),
+            Route("/generated/{key:int}", self.generated_image),
+            Route("/pictures/{kind}/{key:int}/{size:int}", self.picture),
+            Route("/contributors", self.contributors, methods=["POST"]),
+            Route("/style.css", self.style),
+            Route("/page.js", self.script),
+        ]
+
+    # -- what every page needs ---------------------------------------------------------------------------
+
+    def _choices(self, request: Request) -> dict[str, str]:
+        return {name: request.query_params[name] for name in CHOICES if request.query_params.get(name)}
+
+    def _function(self, choices: Mapping[str, str]) -> ValueFunction:
+        try:
+            k = int(choices.get("k", 30))
+            temperature = float(choices["temperature"]) if "temperature" in choices else None
+        except ValueError:
+            raise SettingsError("k is a whole number, and temperature a number") from None
+        return queries.value_function(
+            self.ledger,
+            k=k,
+            temperature=temperature,
+            quality_weighted="no_quality" not in choices,
+            batch=choices.get("batch"),
+            calibration=choices.get("calibration"),
+        )
+
+    def _page(self, template: str, request: Request, status: int = 200, **values: Any) -> HTMLResponse:
+        if len(self._shown) > 10_000:
+            self._shown = {}
+        choices = self._choices(request)
+
+        def url(path: str, **changes: Any) -> str:
+            wanted = {
+                name: str(value) for name, value in {**choices, **changes}.items() if value not in (None, "")
+            }
+            return path + ("?" + urlencode(wanted) if wanted else "")
+
+        def picture(kind: str, image: Row, size: int = SMALL) -> page.Shown:
+            self._shown[kind, image["key"]] = image
+            return page.Shown(f"/pictures/{kind}/{image['key']}/{size}")
+
+        values |= {
+            "url": url,
+            "here": request.url.path,
+            "choices": {name: choices.get(name, "") for name in CHOICES},
+            "kept": {
+                name: value for name, value in request.query_params.items() if name not in (*CHOICES, "page")
+            },
+            "workspace": self.root.name,
+            "picture": picture,
+            "address_of": lambda kind, image: url(f"/{kind}/{image['key']}"),
+        }
+        return HTMLResponse(self.env.get_template(template).render(values), status)
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        """An error of the tool is a sentence on a page."""
+        status = 503 if isinstance(error, LedgerLocked | StoreUnavailable) else 400
+        if isinstance(error, HTTPException):
+            status = error.status_code
+        text = str(error.detail) if isinstance(error, HTTPException) else str(error)
+        return self._page("message.html", request, status, title="That didn't work", text=text)
+
+    def _number(self, request: Request) -> int:
+        """The page's number, from 1."""
+        text = request.query_params.get("page", "1")
+        return max(1, int(text)) if text.isdecimal() and len(text) < 10 else 1
+
+    def _sort(self, request: Request, sorts: Mapping[str, str]) -> str:
+        sort = request.query_params.get("sort", "")
+        return sort if sort in sorts else next(iter(sorts))
+
+    # -- pages -------------------------------------------------------------------------------------------
+
+    def overview(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        return self._page(
+            "overview.html",
+            request,
+            **page.summary(snapshot),
+            **page.distribution(snapshot),
+            **page.owners_table(snapshot, count=10),
+            valuable=page.most_valued(self.ledger, snapshot),
+        )
+
+    def owners(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        sort, number, matching = (
+            self._sort(request, report_queries.OWNER_SORTS),
+            self._number(request),
+            request.query_params.get("q", ""),
+        )
+        count = report_queries.MOST_LISTED
+        found = page.owners_table(
+            snapshot, sort=sort, matching=matching, offset=(number - 1) * count, count=count
+        )
+        return self._page(
+            "owners.html",
+            request,
+            sort=sort,
+            number=number,
+            q=matching,
+            more=number * count < found["found_owners"],
+            **found,
+        )
+
+    def training(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        sort, number = self._sort(request, report_queries.TRAINING_SORTS), self._number(request)
+        owner, named = request.query_params.get("owner"), request.query_params.get("q", "")
+        keys = (
+            report_queries.training_keys(self.ledger, owner=owner, named=named)
+            if named or owner is not None
+            else None
+        )
+        rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
+        names = report_queries.training_names(self.ledger, [row["training_key"] for row in rows[:IMAGES]])
+        return self._page(
+            "training.html",
+            request,
+            rows=[
+                {**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names
+            ],
+            more=len(rows) > IMAGES,
+            total=snapshot.totals["training_images"],
+            sort=sort,
+            number=number,
+            owner=owner,
+            q=named,
+        )
+
+    def generated(self, request: Request) -> Response:
+        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        sort, number = self._sort(request, report_queries.GENERATED_SORTS), self._number(request)
+        named = request.query_params.get("q", "")
+        keys = report_queries.generated_keys(self.ledger, named) if named else None
+        rows = snapshot.generated(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
+        names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows[:IMAGES]])
+        return self._page(
+            "generated.html",
+            request,
+            rows=[
+                {**row, "image": names[row["generated_key"]]} for row in rows if row["generated_key"] in names
+            ],
+            more=len(rows) > IMAGES,
+            total=snapshot.sums["valued"],
+            sort=sort,
+            number=number,
+            q=named,
+        )
+
+    def generated_image(self, request: Request) -> Response:
+        key = request.path_params["key"]
+        function = self._function(self._choices(request))
+        rows = page.with_contributors(
+            self.ledger, [{"generated_key": key}] if key < 1 << 31 else [], function, MATCHES
+        )
+        if not rows:
+            raise HTTPException(404, "There is no such generated image.")
+        return self._page(
+            "generated_image.html", request, image=rows[0]["image"], contributors=rows[0]["contributors"]
+        )
+
+    def training_image(self, request: Request) -> Response:
+        key = request.path_params["key"]
+        image = report_queries.training_names(self.ledger, [key] if key < 1 << 31 else []).get(key)
+        if image is None:
+            raise HTTPException(404, "There is no such training image.")
+        function = self._function(self._choices(request))
+        rows = report_queries.beneficiaries(self.ledger, key, function, MATCHES)
+        names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows])
+        value = self.snapshots.get(function).ask("FROM training_values WHERE training_key = $1", [key])
+        return self._page(
+            "training_image.html",
+            request,
+            image=image,
+            value=value[0] if value else None,
+            beneficiaries=[{**row, "image": names[row["generated_key"]]} for row in rows],
+        )
+
+    def picture(self, request: Request) -> Response:
+        kind, key, size = (request.path_params[name] for name in ("kind", "key", "size"))
+        image = None
+        if size in (SMALL, LARGE) and key < 1 << 31:
+            look_up = {
+                "training": report_queries.training_names,
+                "generated": report_queries.generated_names,
+            }.get(kind)
+            image = self._shown.get((kind, key)) or (look_up and look_up(self.ledger, [key]).get(key))
+        if image is None:
+            raise HTTPException(404, "There is no such picture.")
+        found = self.thumbnails.get(image, size)
+        if found.jpeg is None:
+            return Response(formatting.placeholder(found.reason), media_type="image/svg+xml")
+        return Response(
+            found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"}
+        )
+
+    async def contributors(self, request: Request) -> Response:
+        async with request.form(max_files=1, max_fields=10) as form:
+            upload = form.get("image")
+            if not isinstance(upload, UploadFile) or not upload.size:
+                raise SettingsError("no image was sent: drop one on the box, or choose a file")
+            data, name = await upload.read(), upload.filename or "image"
+        return await run_in_threadpool(self._contributors, request, data, name)
+
+    def _contributors(self, request: Request, data: bytes, name: str) -> Response:
+        function = self._function(self._choices(request))
+        found = self.lookup.find(data, name, function, MATCHES)
+        names = report_queries.training_names(
+            self.ledger, [row["training_key"] for row in found.contributors]
+        )
+        rows = [
+            page.shown_match(row, names[row["training_key"]])
+            for row in found.contributors
+            if row["training_key"] in names
+        ]
+        return self._page("dropped.html", request, found=found, contributors=rows)
+
+    def style(self, request: Request) -> Response:
+        sheets = [(self.templates / name).read_text() for name in ("style.css", "web.css")]
+        return Response(
+            "\n".join(sheets), media_type="text/css", headers={"Cache-Control": "private, max-age=60"}
+        )
+
+    def script(self, request: Request) -> Response:
+        return Response((self.templates / "page.js").read_text(), media_type="text/javascript")
+
+
+def application(root: Path, ledger: Ledger, settings: Settings, host: str = "127.0.0.1") -> Guard:
+    """The pages as an ASGI application, guarded for a server that listens on ``host``."""
+    pages = Pages(root, ledger, settings)
+    refused: Any = pages.refused
+    app: ASGIApp = Starlette(
+        routes=pages.routes(), exception_handlers={GmvError: refused, HTTPException: refused}
+    )
+    return Guard(app, host, UPLOAD_BYTES)
