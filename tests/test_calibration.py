@@ -71,7 +71,7 @@ def test_missing_candidates_weigh_nothing() -> None:
 
 
 def test_the_mass_of_nobody_is_found() -> None:
-    """Half of the probes have a parent at .2 among unknown_points at .6; the other half only unknown_points, from .55 on."""
+    """Half of the probes have a parent at .2 among strangers at .6; the other half only strangers, from .55 on."""
     random = np.random.default_rng(5)
     d = np.sort(
         np.vstack([random.normal(0.6, 0.02, (400, 20)), random.normal(0.62, 0.02, (400, 20))]), axis=1

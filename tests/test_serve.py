@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import http.client
 import io
 import shutil
@@ -14,10 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from filelock import FileLock
@@ -76,10 +74,6 @@ def ask(port: int, path: str, method: str = "GET", body: bytes | None = None, **
         connection.close()
 
 
-def ask_sql(port: int, query: str, form: str = "") -> Answer:
-    return ask(port, f"/sql{form}?" + urlencode({"query": query}))
-
-
 def upload(port: int, data: bytes, name: str = "mine.png", path: str = "/contributors") -> Answer:
     head = f'--edge\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
     body = head.encode() + data + b"\r\n--edge--\r\n"
@@ -90,7 +84,7 @@ def upload(port: int, data: bytes, name: str = "mine.png", path: str = "/contrib
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Workspace]]:
     """60 generated images against 120 training images of seven owners."""
     workspace = synthetic(tmp_path_factory.mktemp("serve") / "w", generated=60, training=120, images=True)
-    with served(workspace, sql_seconds=2) as (port, _):
+    with served(workspace) as (port, _):
         yield port, workspace
 
 
@@ -118,7 +112,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_every_page_of_a_nearly_empty_workspace(tmp_path: Path, generated: int) -> None:
     workspace = synthetic(tmp_path / "w", generated=generated, training=generated * 3)
     with served(workspace) as (port, _):
-        for path in ("/", "/owners", "/training", "/generated", "/sql"):
+        for path in ("/", "/owners", "/training", "/generated"):
             answer = ask(port, path)
             assert answer.status == 200, path
             assert answer.text.count("<h1>") == 1
@@ -179,83 +173,6 @@ def test_pictures(small: tuple[int, Workspace]) -> None:
 # -- SQL ------------------------------------------------------------------------------------------------------
 
 
-def test_sql_as_a_table_and_as_files(small: tuple[int, Workspace]) -> None:
-    port, workspace = small
-    query = "SELECT name, value FROM credits('owner') ORDER BY value DESC"
-    expected = workspace.sql(query).fetchall()
-    page = ask_sql(port, query).text
-    assert page.count("<tr>") == 1 + len(expected)
-    table = list(csv.reader(io.StringIO(ask_sql(port, query, "/csv").text)))
-    assert [(name, float(value)) for name, value in table[1:]] == expected
-    rows = pq.read_table(io.BytesIO(ask_sql(port, query, "/parquet").body)).to_pylist()
-    assert [tuple(row.values()) for row in rows] == expected
-    assert ask_sql(port, query, "/exe").status == 404
-
-
-def test_long_results_are_cut_and_say_so(small: tuple[int, Workspace]) -> None:
-    port, _ = small
-    page = ask_sql(port, "SELECT i FROM range(100000) r(i)").text
-    assert page.count("<tr>") == 1 + app.SQL_ROWS
-    assert "The first 500 rows" in page
-    assert len(ask_sql(port, "SELECT i FROM range(5000) r(i)", "/csv").text.split()) == 5001
-
-
-def test_long_sql_is_stopped(small: tuple[int, Workspace]) -> None:
-    port, _ = small
-    answer = ask_sql(port, "SELECT sum(a.i * b.i) FROM range(1000000) a(i), range(1000000) b(i)")
-    assert answer.status == 400
-    assert "stopped after 2 s" in answer.text
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "DELETE FROM sources",
-        "DROP TABLE training",
-        "INSERT INTO meta VALUES ('a', 'b')",
-        "SELECT 1; DELETE FROM sources",
-        "COPY sources TO '{folder}/stolen.csv'",
-        "SELECT * FROM read_text('{folder}/secret.txt')",
-        "SELECT * FROM read_csv('{folder}/secret.txt')",
-        "SELECT * FROM '{folder}/secret.csv'",
-        "SELECT * FROM glob('{folder}/*')",
-        "SELECT * FROM read_csv('http://127.0.0.1:{port}/style.css')",
-        "ATTACH '{folder}/other.duckdb'",
-        "INSTALL httpfs",
-        "LOAD httpfs",
-        "SET enable_external_access = true",
-        "PRAGMA enable_profiling; SELECT 1",
-        "EXPORT DATABASE '{folder}/dump'",
-        "CREATE TABLE mine AS SELECT 1",
-        "FROM query_table('{folder}/secret.csv')",
-        "SELECT getenv('HOME')",
-    ],
-)
-def test_sql_touches_neither_ledger_nor_files_nor_network(
-    small: tuple[int, Workspace], tmp_path: Path, query: str
-) -> None:
-    port, workspace = small
-    for name in ("secret.txt", "secret.csv"):
-        (tmp_path / name).write_text("s3cr3t\n")
-    before = workspace.sql("SELECT count(*) FROM sources").fetchall()
-    answer = ask_sql(port, query.format(folder=tmp_path, port=port))
-    assert "s3cr3t" not in answer.text.partition("</textarea>")[2]
-    assert answer.status == 400
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.csv", "secret.txt"]
-    assert workspace.sql("SELECT count(*) FROM sources").fetchall() == before
-
-
-def test_results_of_sql_are_text(small: tuple[int, Workspace]) -> None:
-    port, _ = small
-    page = ask_sql(
-        port,
-        "SELECT '<script>alert(1)</script>' AS \"<b>\", [1, 2] AS l, NULL, TIMESTAMPTZ '2024-01-01 00:00:00Z'",
-    ).text
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert "<b>" not in page.partition("<thead>")[2].partition("</thead>")[0]
-
-
 # -- who may ask ------------------------------------------------------------------------------------------------
 
 
@@ -271,16 +188,16 @@ def test_another_name_is_refused(small: tuple[int, Workspace]) -> None:
 def test_other_sites_pages_are_refused(small: tuple[int, Workspace]) -> None:
     port, _ = small
     for site in ("cross-site", "same-site"):
-        assert ask(port, "/sql?query=SELECT+1", Sec_Fetch_Site=site).status == 403
+        assert ask(port, "/owners", Sec_Fetch_Site=site).status == 403
         assert ask(port, "/contributors", "POST", b"", Sec_Fetch_Site=site).status == 403
         assert ask(port, "/", Sec_Fetch_Site=site).status == 200
-    assert ask(port, "/sql?query=SELECT+1", Sec_Fetch_Site="same-origin").status == 200
+    assert ask(port, "/owners", Sec_Fetch_Site="same-origin").status == 200
     assert ask(port, "/", "DELETE").status == 405
 
 
 def test_headers_allow_one_script_and_nothing_else(small: tuple[int, Workspace]) -> None:
     port, _ = small
-    for path in ("/", "/sql", "/nowhere", "/pictures/training/1/96"):
+    for path in ("/", "/owners", "/nowhere", "/pictures/training/1/96"):
         headers = ask(port, path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -408,7 +325,7 @@ def test_many_at_once(small: tuple[int, Workspace]) -> None:
         "/training",
         "/generated",
         "/generated/2",
-        "/sql?query=FROM+meta",
+        "/owners",
         "/pictures/training/2/96",
     ] * 4
     found: list[int] = []
@@ -500,18 +417,6 @@ def test_browser_pages_through(small: tuple[int, Workspace], browser: Any) -> No
     no_complaints(browser)
 
 
-def test_browser_runs_sql(small: tuple[int, Workspace], browser: Any) -> None:
-    port, _ = small
-    browser.get(f"http://127.0.0.1:{port}/sql")
-    one(browser, "#query").send_keys("SELECT count(*) AS n FROM matches")
-    browser.find_element("xpath", "//button[.='Run']").click()
-    assert wait_for(browser, "#result tbody td").text == "1800"
-    one(browser, "#query").clear()
-    one(browser, "#query").send_keys("SELECT nonsense")
-    browser.find_element("xpath", "//button[.='Run']").click()
-    assert "nonsense" in wait_for(browser, "[role=alert]").text
-
-
 def test_browser_drops_an_image(digits: Workspace, browser: Any) -> None:
     source = digits.path.parent / "generated" / "007.png"
     first = digits.explain(str(source))[1].fetchall()[0][1]
@@ -583,7 +488,7 @@ def test_browser_never_scrolls_sideways(
                 "/training",
                 "/generated/1",
                 "/training/1",
-                "/sql?query=FROM+generated",
+                "/owners",
             )
         ]
         for page in (report, *pages):

@@ -62,7 +62,8 @@ def adopt(given: Path, /, workspace: Path | None, as_json: bool, **options: Any)
     """Use a collection that is there already, full of image embeddings, as the training set.
 
     Makes WORKSPACE (by default that of -w), and proves first, on a sample of images, that the collection was made with
-    the encoder. Run it again to take in what has changed since. Without the flag that says WRITES nothing is written to the collection.
+    the encoder. Run it again to take in what has changed since. Without the flag that says WRITES nothing
+    is written to the collection.
     """
     from gmv_qdrant.workspace import Workspace
 

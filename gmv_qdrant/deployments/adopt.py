@@ -84,8 +84,8 @@ def _as_stored(store: ServerStore, name: str, value: str | int | bool) -> str | 
 def adopt(context: Context, run: Run, fields: Fields, options: AdoptOptions) -> None:
     """Take a collection's points into the ledger, or bring the ledger up to what the collection is now.
 
-    What is new makes an training_version; what has vanished is taken out of the ledger; what is described otherwise is described
-    anew. Raises `CollectionMismatch` when the encoder isn't the one that the collection was made with.
+    What is new makes a training-set version; what has vanished is taken out of the ledger; what is described
+    otherwise is described anew. Raises `CollectionMismatch` when the encoder isn't the one that the collection was made with.
     """
     adopted = json.loads(context.ledger.meta()["adopted"])
     if context.encoder.dim != adopted["dim"]:

@@ -1,4 +1,4 @@
-"""EncoderCheck that a collection was embedded by this workspace's encoder: images of it, embedded again, and compared."""
+"""Whether a collection was embedded by this workspace's encoder: images of it, embedded again, and compared."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The paper's exp(-d) has no scale. With beta = 1/T, the credit of candidate i is p_i = exp(-beta d_i) / Z. Some probes
 are beyond recognition (a mirrored one where views aren't matched, a crop of a blank corner): their parents lie
-among unknown_points and say nothing about the scale that tells parents from unknown_points, yet under plain maximum likelihood
+among strangers and say nothing about the scale that tells parents from strangers, yet under plain maximum likelihood
 they would flatten it for all. So a parent is drawn from (1 - lapse) p_i + lapse / K, and the lapse rate is fitted
 along. It is reported and isn't part of the value function. With a "no contributor" mass, Z gains exp(-beta d_0), credit
 that goes to nobody when an image resembles nothing.

@@ -1,4 +1,4 @@
-"""Candidate lists: the K candidates of a generated image (`matches`) and the next nearest by recall (`spare_candidates`).
+"""Candidate lists: the K candidates of a generated image (`matches`) and the next nearest (`spare_candidates`).
 
 Both together are the exact beginning of the list of all training images by recall distance. So when a candidate
 leaves, the first of the spare takes its place; and when a training image comes, it is put where it belongs.

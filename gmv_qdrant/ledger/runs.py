@@ -165,7 +165,8 @@ def _finish(ledger: Ledger, run: Run, status: str) -> None:
     with ledger.write() as con:
         run.write_quarantine(con, [])
         con.execute(
-            "UPDATE runs SET finished_at = ?, training_version = ?, counts = ?, timings = ?, status = ? WHERE run_id = ?",
+            """UPDATE runs SET finished_at = ?, training_version = ?, counts = ?, timings = ?, status = ?
+            WHERE run_id = ?""",
             [
                 datetime.now(UTC),
                 run.training_version,

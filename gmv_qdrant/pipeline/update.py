@@ -37,7 +37,7 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(slots=True)
 class Block:
-    """Training images with their recall vectors, float32 ``(n, dim)``, and the training_versions that they were added in."""
+    """Training images with their recall vectors, float32 ``(n, dim)``, and the versions that they were added in."""
 
     points: list[str]
     training_versions: np.ndarray
@@ -99,7 +99,7 @@ def update(context: Context, run: Run) -> None:
 
 
 def _stale(context: Context, training_version: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Generated images with older evidence: keys; training_versions; recall distance that is in reach; whether lists are whole.
+    """Generated images with older evidence: keys; versions; recall distance that is in reach; whether lists are whole.
 
     A list that isn't whole (two views are merged, a vector couldn't be had, fewer than K exist) can't be rearranged.
     """
@@ -109,7 +109,8 @@ def _stale(context: Context, training_version: int) -> tuple[np.ndarray, np.ndar
                recall_radius < 'infinity'::DOUBLE AND coalesce(kept, 0) = $candidates AS whole
         FROM generated
         LEFT JOIN (SELECT generated_key, count(recall_distance) AS kept FROM matches GROUP BY ALL) USING (generated_key)
-        LEFT JOIN (SELECT generated_key, max(recall_distance) AS last FROM spare_candidates GROUP BY ALL) USING (generated_key)
+        LEFT JOIN (SELECT generated_key, max(recall_distance) AS last FROM spare_candidates GROUP BY ALL)
+            USING (generated_key)
         WHERE version_valued < $training_version ORDER BY generated_key
         """,
         {"training_version": training_version, "candidates": context.settings.candidates},
@@ -270,7 +271,8 @@ def nearer(
 def _newer(context: Context, training_version: int) -> Iterator[Block]:
     """The training images that were added after ``training_version``."""
     rows = context.ledger.query(
-        "SELECT point_id, version_added FROM training WHERE version_added > $training_version AND version_withdrawn IS NULL",
+        """SELECT point_id, version_added FROM training
+        WHERE version_added > $training_version AND version_withdrawn IS NULL""",
         {"training_version": training_version},
     )
     yield from recall_vectors(context, rows["point_id"].to_pylist(), rows["version_added"].to_pylist())

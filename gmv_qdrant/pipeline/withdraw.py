@@ -156,7 +156,7 @@ def _hidden(context: Context, selection: Selection) -> list[int]:
 
 
 def cut_short(context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Generated images that have had more candidates than matches: keys, training_versions and recall radii, each ``(m,)``."""
+    """Generated images that have had more candidates than matches: keys, versions and recall radii, each ``(m,)``."""
     cut = "recall_radius < 'infinity'::DOUBLE"
     if len(context.views) == 1:
         cut += " AND generated_key NOT IN (SELECT generated_key FROM matches WHERE rank = $wanted)"

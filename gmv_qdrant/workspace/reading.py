@@ -38,8 +38,8 @@ class Reading(Opened):
 
         rule: ``shares`` (the paper), ``owner-shapley`` (groups) or ``knn-shapley`` (images).
         interval: percent; adds ``low`` and ``high``, a bootstrap over the generated images.
-        function: fields of `ValueFunction` (``k``, ``temperature``, ``quality_weighted``, ``batch``, ``null_distance``), or
-        ``calibration``, a name that `calibrate` kept.
+        function: fields of `ValueFunction` (``k``, ``temperature``, ``quality_weighted``, ``batch``,
+        ``null_distance``), or ``calibration``, a name that `calibrate` kept.
         """
         return self._relation(queries.credits(self.ledger, by, self._function(function), top, rule, interval))
 

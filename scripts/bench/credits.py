@@ -34,7 +34,8 @@ def make(path: Path, generated: int, candidates: int, training: int, owners: int
             SELECT i, 'point-' || i, 1 FROM range({training}) t(i)""")
         con.execute(f"""INSERT INTO sources (training_key, uri, owner)
             SELECT i, 'image-' || i, 'owner ' || i % {owners} FROM range({training}) t(i)""")
-        con.execute(f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, quality, version_valued)
+        con.execute(f"""INSERT INTO generated
+            (generated_key, point_id, content_hash, uri, batch, quality, version_valued)
             SELECT j, 'g' || j, 'h' || j, 'g' || j, 'b', 0.2 + 0.7 * (hash(j) % 1000) / 1000, 1
             FROM range({generated}) t(j)""")
         con.execute(f"""INSERT INTO matches (generated_key, training_key, rank, distance)

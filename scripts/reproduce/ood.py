@@ -22,9 +22,9 @@ import numpy as np
 import others
 from PIL import Image
 
-from gmv_qdrant import quality
 from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.plots import plot
+from gmv_qdrant.models import quality
 
 GROUP = {"group": Group(attribute="corrupted")}
 SIGMA = 127.5
