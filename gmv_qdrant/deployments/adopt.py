@@ -85,7 +85,7 @@ def adopt(context: Context, run: Run, fields: Fields, options: AdoptOptions) -> 
     """Take a collection's points into the ledger, or bring the ledger up to what the collection is now.
 
     What is new makes a training-set version; what has vanished is taken out of the ledger; what is described
-    otherwise is described anew. Raises `CollectionMismatch` when the encoder isn't the one that the collection was made with.
+    otherwise is described anew. Raises `CollectionMismatch` when the encoder isn't that of the collection.
     """
     adopted = json.loads(context.ledger.meta()["adopted"])
     if context.encoder.dim != adopted["dim"]:
