@@ -397,7 +397,7 @@ def test_a_plug_in_adds_an_encoder_and_a_distance(tmp_path: Path, monkeypatch: p
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thirdparty\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[gmv_qdrant.models.encoders]\nmine = thirdparty:encoder\nbroken = nowhere:load\n"
+        "[gmv_qdrant.encoders]\nmine = thirdparty:encoder\nbroken = nowhere:load\n"
         "[gmv_qdrant.distances]\nours = thirdparty:distance\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))

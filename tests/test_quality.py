@@ -270,7 +270,7 @@ def test_a_plug_in_adds_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     info = tmp_path / "ownmetric-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ownmetric\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[gmv_qdrant.models.quality]\nbrightness = ownmetric:load\n")
+    (info / "entry_points.txt").write_text("[gmv_qdrant.quality]\nbrightness = ownmetric:load\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     metric = load_quality("brightness", runtime=CPU)
     assert metric is not None

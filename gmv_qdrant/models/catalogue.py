@@ -86,7 +86,7 @@ def list_models() -> list[ModelInfo]:
     for group, names in (
         (registry.ENCODERS, encoders),
         (registry.DISTANCES, distances),
-        ("gmv_qdrant.models.quality", quality),
+        ("gmv_qdrant.quality", quality),
     ):
         names |= dict.fromkeys(plugin_names(group), "a plug-in")
     tables: list[tuple[Kind, dict[str, str]]] = [

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gmv_qdrant.errors import ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from gmv_qdrant.settings import Settings
 
 Precision = Literal["fp32", "bf16"]
 
@@ -27,6 +30,11 @@ class Runtime:
     precision: Precision = "fp32"
     offline: bool = False
     cache_dir: Path | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Runtime:
+        """What a workspace's settings, flags and environment say."""
+        return cls(settings.device, settings.precision, settings.offline, settings.cache_dir)
 
 
 def resolve_device(device: str) -> str:

@@ -1,7 +1,7 @@
 """Names of encoders and distances, and what they load.
 
 A name is ``FAMILY``, ``FAMILY:ARGUMENT`` or ``FAMILY@SIZE``. The families of this package stand in the two
-tables below; another package adds its own by an entry point in the group ``gmv_qdrant.models.encoders`` (a callable
+tables below; another package adds its own by an entry point in the group ``gmv_qdrant.encoders`` (a callable
 ``(argument, weights, runtime) -> Encoder``) or ``gmv_qdrant.distances`` (``(argument, runtime) -> Encoder``).
 """
 
@@ -24,7 +24,7 @@ from gmv_qdrant.models.weights import WeightFile
 if TYPE_CHECKING:
     import torch
 
-ENCODERS = "gmv_qdrant.models.encoders"
+ENCODERS = "gmv_qdrant.encoders"
 DISTANCES = "gmv_qdrant.distances"
 DEFAULT_ENCODER = f"clip:{clip.DEFAULT}"
 DEFAULT_DISTANCE = "dreamsim"

@@ -1,6 +1,6 @@
 """Quality of one generated image, in [0,1].
 
-Another package adds a metric by an entry point in the group ``gmv_qdrant.models.quality``: a callable ``(argument,
+Another package adds a metric by an entry point in the group ``gmv_qdrant.quality``: a callable ``(argument,
 runtime) -> QualityMetric``, where a name is ``ENTRY`` or ``ENTRY:ARGUMENT``.
 """
 
@@ -10,7 +10,7 @@ from gmv_qdrant.models.devices import Runtime, plugin
 from gmv_qdrant.models.quality.base import QualityMetric
 from gmv_qdrant.models.weights import WeightFile
 
-QUALITY = "gmv_qdrant.models.quality"
+QUALITY = "gmv_qdrant.quality"
 DEFAULT_QUALITY = "maniqa"
 NO_QUALITY = "none"
 

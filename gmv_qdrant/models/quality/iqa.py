@@ -1,6 +1,6 @@
 """No-reference metrics of pyiqa, each mapped to [0,1] with higher better.
 
-pyiqa is licensed for non-commercial use; a metric of one's own is an entry point of `gmv_qdrant.models.quality`.
+pyiqa is licensed for non-commercial use; a metric of one's own is an entry point of `gmv_qdrant.quality`.
 
 The mapping of a metric with the range [low, high] is ``(score - low) / (high - low)``, turned round where
 lower is better, and clipped to [0,1]. Ranges and directions are pyiqa's own, but for `RANGES`.
