@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -16,7 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.errors import SettingsError, did_you_mean
 
 FILE = "gmv.toml"
 
@@ -34,6 +34,35 @@ IMMUTABLE_SETTINGS = (
     "tenant",
 )
 """Settings that decide what the evidence is, and where it is; they are written at ``init`` and stay."""
+
+
+class SettingOptions(TypedDict, total=False):
+    """The settings as keywords: None is "not given"."""
+
+    encoder: str | None
+    encoder_weights: str | Path | None
+    distance: str | None
+    quality: str | None
+    candidates: int | None
+    quantization: str | None
+    views: str | None
+    qdrant_url: str | None
+    collection: str | None
+    vector_name: str | None
+    tenant: dict[str, str | int | bool] | None
+    qdrant_api_key: str | None
+    qdrant_api_key_file: str | Path | None
+    qdrant_grpc: bool | None
+    qdrant_timeout: float | None
+    device: str | None
+    precision: str | None
+    batch_size: int | None
+    workers: int | None
+    target_recall: float | None
+    cache_dir: str | Path | None
+    offline: bool | None
+    engine: str | None
+    ray_workers: int | None
 
 
 class Settings(BaseSettings):
@@ -106,7 +135,7 @@ class Settings(BaseSettings):
         """
         file = workspace / FILE if workspace else None
         made = type("Settings", (cls,), {"model_config": {**cls.model_config, "toml_file": file}})
-        given = {name: value for name, value in flags.items() if value is not None}
+        given = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items() if v is not None}
         try:
             settings = made(**given)
         except ValidationError as error:
@@ -114,7 +143,8 @@ class Settings(BaseSettings):
             name = ".".join(map(str, first["loc"])) or "settings"
             if first["type"] == "extra_forbidden":  # its value may be a secret under a misspelt name
                 raise SettingsError(
-                    f"there is no setting {name!r}: see docs/settings.md for those there are"
+                    f"there is no setting {name!r}{did_you_mean(name, cls.model_fields)}: see docs/settings.md for "
+                    "those there are"
                 ) from None
             value = "..." if "api_key" in name.lower() else repr(first["input"])
             raise SettingsError(f"{name} = {value} can't be used: {first['msg']}") from None

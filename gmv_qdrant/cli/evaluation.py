@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
+from gmv_qdrant.cli.options import (
+    function_options,
+    json_option,
+    run_options,
+    warn_if_stale,
+    with_workspace,
+)
 from gmv_qdrant.cli.questions import function_of
 from gmv_qdrant.cli.render import note, print_json, print_rows
 from gmv_qdrant.errors import SettingsError
@@ -239,4 +245,34 @@ def import_scores(workspace: Any, file: Path, into: Path, as_json: bool, **optio
     note(f"next: gmv-qdrant -w {into} credits --by owner")
 
 
-COMMANDS = (evaluate, import_scores)
+@click.command()
+@click.option("--name", default="default", show_default=True, help="What --calibration will call it.")
+@click.option("--probes", type=click.IntRange(min=1), default=500, show_default=True, help="How many.")
+@click.option("--seed", default=0, show_default=True, help="Of the choice of probes.")
+@click.option(
+    "-k", type=click.IntRange(min=1), default=30, show_default=True, help="Contributors, for the figures."
+)
+@click.option(
+    "--null",
+    "null_distance",
+    is_flag=True,
+    help="Also fit the distance at which credit goes to nobody.",
+)
+@run_options
+@with_workspace
+def calibrate(workspace: Any, as_json: bool, **options: Any) -> None:
+    """Fit the temperature on probes: training images, transformed, whose parents are known."""
+    figures = workspace.calibrate(**options)
+    if as_json:
+        print_json(figures)
+        return
+    rows = [
+        {"": name.replace("_", " "), "paper (T = 1)": figures["before"][name], "calibrated": value}
+        for name, value in figures["after"].items()
+    ]
+    title = f"{figures['probes']} probes: temperature {figures['temperature']:.4g}"
+    print_rows(rows, list(rows[0]), title=title)
+    note(f"use it: gmv-qdrant credits --by owner --calibration {options['name']}")
+
+
+COMMANDS = (calibrate, evaluate, import_scores)

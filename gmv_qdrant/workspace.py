@@ -1,0 +1,645 @@
+"""Workspace: a folder, and one method for each verb of the command line, in the order of a user's day.
+
+Tables come back as DuckDB relations (``.df()``, ``.pl()``, ``.arrow()``, ``.fetchall()``) that hold no lock on
+the ledger.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+
+import duckdb
+from filelock import FileLock, Timeout
+
+from gmv_qdrant import folder
+from gmv_qdrant.accounting.payout import Money, payout
+from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
+from gmv_qdrant.ledger import queries
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.runs import Run, recorded
+from gmv_qdrant.settings import FILE, IMMUTABLE_SETTINGS, SettingOptions, Settings
+
+if TYPE_CHECKING:
+    from gmv_qdrant.pipeline.check import Finding
+    from gmv_qdrant.pipeline.context import Context
+    from gmv_qdrant.pipeline.streams import Progress
+
+Relation = duckdb.DuckDBPyRelation
+T = TypeVar("T")
+
+
+class ValueOptions(TypedDict, total=False):
+    """How evidence becomes values: the fields of `ValueFunction`, or the name that `calibrate` kept one under."""
+
+    k: int | None
+    temperature: float | None
+    calibration: str | None
+    quality_weighted: bool
+    batch: str | None
+    null_distance: float | None
+
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(ValueFunction)}
+"""Of `ValueOptions`; a setting's is None, "not given"."""
+
+
+def checked_keywords(workspace: type[T]) -> type[T]:
+    """A misspelt keyword of a verb is a `SettingsError` that names the near one; signatures show all of them."""
+    for name, member in list(vars(workspace).items()):
+        method = member.__func__ if isinstance(member, classmethod) else member
+        if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
+            checked = _checked(method)
+            setattr(workspace, name, classmethod(checked) if isinstance(member, classmethod) else checked)
+    return workspace
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(method)
+    shown = []
+    for parameter in signature.parameters.values():
+        if (
+            parameter.kind is inspect.Parameter.VAR_KEYWORD
+        ):  # Unpack[a TypedDict]: each of its names is an option
+            kinds = get_type_hints(get_args(parameter.annotation)[0])
+            shown += [
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=kind
+                )
+                for name, kind in kinds.items()
+            ]
+        else:
+            shown.append(parameter)
+    known = [parameter.name for parameter in shown]
+
+    @functools.wraps(method)
+    def called(*args: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in known:
+                verb = method.__name__ if method.__name__ != "__init__" else "Workspace"
+                raise SettingsError(f"{verb}() has no option {name!r}{did_you_mean(name, known)}")
+        return method(*args, **options)
+
+    called.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return called
+
+
+@checked_keywords
+class Workspace:
+    """An existing workspace; `Workspace.init` makes one.
+
+    settings: settings of this process that beat the environment and ``gmv.toml`` (``device="cpu"``, ...).
+    Raises `SettingsError` when there is no workspace at ``path``, and `FingerprintMismatch` when a setting that
+    the evidence depends on isn't the one that the workspace was made with.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = ".",
+        *,
+        progress: "Progress | None" = None,
+        **settings: Unpack[SettingOptions],
+    ) -> None:
+        self.path = Path(path).absolute()
+        if not (self.path / FILE).is_file():
+            raise SettingsError(f"{self.path} is not a workspace: make one with 'gmv-qdrant init {path}'")
+        self.ledger = Ledger.open(self.path / "ledger.duckdb")
+        if self.ledger.meta().get("switching") == "true":
+            from gmv_qdrant.deployments.moving import finish_switch
+
+            finish_switch(self.path, self.ledger)
+        self.settings = folder.settings_of(self.path, self.ledger, {**settings})
+        self._progress = progress
+        self._memory = duckdb.connect(":memory:")  # relations live here, and hold no lock on the ledger
+
+    def __repr__(self) -> str:
+        held = queries.counts(self.ledger)
+        training, generated = held["training"], held["generated"]
+        return (
+            f"<Workspace {self.path}: {training['images']:,} training images of {training['owners']:,} owners, "
+            f"{generated['images']:,} generated images in {generated['batches']:,} batches>"
+        )
+
+    # -- a workspace ---------------------------------------------------------------------------------
+
+    @classmethod
+    def init(cls, path: str | Path, **settings: Unpack[SettingOptions]) -> Self:
+        """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
+        root = Path(path).absolute()
+        given: dict[str, Any] = {**settings}
+        if not (root / FILE).exists():
+            wanted = Settings.resolve(**given)
+            if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
+                raise SettingsError(
+                    f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the "
+                    "collection of a workspace is its own, so give each tenant a workspace and a collection"
+                )
+            folder.make(root, wanted)
+            given = {name: value for name, value in given.items() if name not in IMMUTABLE_SETTINGS}
+        return cls(root, **given)
+
+    def status(self) -> dict[str, Any]:
+        """What the workspace holds, the proof of quantization, what is stale, the latest runs.
+
+        Without a server it opens no network.
+        """
+        return {
+            "workspace": {"path": str(self.path), **self.settings.evidence()},
+            **queries.counts(self.ledger),
+            "store": self._store_status(),
+            "search": self._search(),
+            "runs": queries.last_runs(self.ledger),
+        }
+
+    def recall(self) -> float | None:
+        """Share of the exact K nearest that the search finds, as measured on generated images; None before any."""
+        found = self._search().get("recall")
+        return None if found is None else float(found)
+
+    def stale(self) -> int:
+        """Generated images whose evidence is from another training set than today's; `update` repairs them."""
+        return queries.stale(self.ledger)
+
+    # -- the main job --------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        paths: str | Path | Sequence[str | Path] = (),
+        *,
+        owner: str | None = None,
+        readmit: bool = False,
+        retry_quarantined: bool = False,
+    ) -> dict[str, Any]:
+        """Take in training images from folders, files, Parquet, tars or ``hf://`` names; returns counts and timings.
+
+        owner: for images whose metadata names none. readmit: also images that were withdrawn.
+        retry_quarantined: in place of paths, the inputs in quarantine from earlier ingests, as they were asked for.
+        Raises `SourceError` for a path that is missing or holds no image.
+        """
+        from gmv_qdrant.images.sources import open_sources
+        from gmv_qdrant.pipeline.ingest import ingest
+
+        if "adopted" in self.ledger.meta():
+            raise SettingsError(
+                f"the collection {self.settings.collection!r} was adopted: add images where it is filled, and then run "
+                "'gmv-qdrant adopt' again"
+            )
+
+        def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
+            records = open_sources(names, owner=owner, only=only)
+            total = records.count()
+            with self._run("ingest", paths=names, owner=owner) as (context, run):
+                context.progress.phase("ingest", total)
+                ingest(context, run, records, readmit=readmit)
+            return run.summary()
+
+        if not retry_quarantined:
+            return run_once(_whole_names(paths), owner, None)
+        _refuse(paths or owner, "owner and paths are those of the ingests that failed")
+        return self._retry("ingest", lambda request, only: run_once(request["paths"], request["owner"], only))
+
+    def value(
+        self,
+        paths: str | Path | Sequence[str | Path] = (),
+        *,
+        batch: str = "default",
+        retry_quarantined: bool = False,
+    ) -> dict[str, Any]:
+        """Find the evidence of generated images; images valued before under the same ``batch`` are replaced.
+
+        retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
+        """
+        from gmv_qdrant.images.sources import open_sources
+        from gmv_qdrant.pipeline.reranking import missing_rerank_vectors
+        from gmv_qdrant.pipeline.value import value
+
+        def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
+            records = open_sources(names, only=only)
+            total = records.count()
+            with self._run("value", paths=names, batch=batch) as (context, run):
+                if total and (most := missing_rerank_vectors(context, total)):
+                    context.progress.note(
+                        f"up to {most:,} re-rank vectors are computed from their images, each once"
+                    )
+                context.progress.phase("value", total)
+                value(context, run, records, batch)
+            return run.summary()
+
+        if not retry_quarantined:
+            return run_once(_whole_names(paths), batch, None)
+        _refuse(paths, "paths are those of the runs that failed")
+        return self._retry("value", lambda request, only: run_once(request["paths"], request["batch"], only))
+
+    def update(self) -> dict[str, Any]:
+        """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
+        from gmv_qdrant.pipeline.update import update
+
+        with self._run("update", networks=False) as (context, run):
+            update(context, run)
+        return run.summary()
+
+    def withdraw(
+        self,
+        *,
+        owner: str | None = None,
+        uri: str | None = None,
+        ids: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Take training images out: by owner, by URI pattern (``*``, ``?``), or by ids, hashes or URIs.
+
+        An image that other sources bring as well stays, and its credit is split among those.
+        dry_run: only count. Raises `SettingsError` when nothing, or not exactly one selection, is given.
+        """
+        from gmv_qdrant.pipeline.withdraw import Selection, preview_withdrawal, withdraw
+
+        selection = Selection(owner, uri, tuple(ids))
+        if dry_run:
+            return {"verb": "withdraw", "dry_run": True, **preview_withdrawal(self.ledger, selection)}
+        with self._run("withdraw", networks=False) as (context, run):
+            withdraw(context, run, selection)
+        return run.summary()
+
+    def check(self, *, read_images: bool = False, repair: bool = False) -> "list[Finding]":
+        """Whether ledger, store and feature files agree and the sums hold; each thing wrong is a `Finding`.
+
+        read_images: also whether every source can be read and is what it was.
+        repair: repair what can be repaired; each finding says what was done about it.
+        """
+        from gmv_qdrant.pipeline.check import check
+        from gmv_qdrant.pipeline.repair import repair_all
+
+        with self._alone() as context:
+            context.remake_store = repair
+            findings = check(context, read_images=read_images)
+            return repair_all(context, findings) if repair and findings else findings
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    def credits(
+        self,
+        by: str = "owner",
+        *,
+        top: int | None = None,
+        rule: str = "shares",
+        interval: float | None = None,
+        **function: Unpack[ValueOptions],
+    ) -> Relation:
+        """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
+
+        rule: ``shares`` (the paper), ``owner-shapley`` (groups) or ``knn-shapley`` (images).
+        interval: percent; adds ``low`` and ``high``, a bootstrap over the generated images.
+        """
+        return self._relation(queries.credits(self.ledger, by, self._function(function), top, rule, interval))
+
+    def effective_contributors(self, **function: Unpack[ValueOptions]) -> float | None:
+        """Mean effective number of contributors of a generated image; None when none was valued."""
+        return queries.effective_contributors(self.ledger, self._function(function))
+
+    def explain(self, image: str, **function: Unpack[ValueOptions]) -> tuple[str, Relation]:
+        """A generated image's contributors, or a training image's beneficiaries."""
+        kind, table = queries.explain(self.ledger, image, self._function(function))
+        return kind, self._relation(table)
+
+    def picture(self, image: str, target: str | Path, **function: Unpack[ValueOptions]) -> Path:
+        """Write a contact sheet: the image beside its contributors or beneficiaries, as `explain` lists them."""
+        from gmv_qdrant.report.sheet import write_sheet
+
+        return write_sheet(self.path, self.ledger, image, self._function(function), Path(target))
+
+    def sql(self, query: str) -> Relation:
+        """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network."""
+        return self._relation(queries.sql(self.ledger, query))
+
+    def export(
+        self, directory: str | Path, *, file_format: str = "parquet", **function: Unpack[ValueOptions]
+    ) -> list[Path]:
+        """Write values, contributions, sources and generated images as Parquet or CSV; returns the files."""
+        return queries.export(self.ledger, Path(directory), self._function(function), file_format)
+
+    def report(
+        self, target: str | Path, *, title: str | None = None, **function: Unpack[ValueOptions]
+    ) -> Path:
+        """Write one self-contained HTML file: credits, intervals, plots, best and worst matches, provenance."""
+        from gmv_qdrant.report.page import write_report
+
+        value_function = self._function(function)
+        return write_report(
+            self.path, self.ledger, self.settings.evidence(), value_function, Path(target), title
+        )
+
+    def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8377,
+        *,
+        tell: Callable[[str], None] = lambda address: None,
+    ) -> None:
+        """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token.
+
+        tell: gets the address to open, with the token in it.
+        """
+        from gmv_qdrant.web.server import serve
+
+        serve(self.path, self.ledger, self.settings, host, port, tell=tell)
+
+    # -- is it true? ---------------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        *,
+        name: str = "default",
+        probes: int = 500,
+        seed: int = 0,
+        k: int = 30,
+        null_distance: bool = False,
+    ) -> dict[str, Any]:
+        """Fit the temperature on probes, training images transformed, whose parents are known; keep it as ``name``.
+
+        k: for the figures only. null_distance: also fit a mass of credit that goes to nobody.
+        Returns the fit, with share of credit on the true parents, rank and effective contributors before and after.
+        """
+        from gmv_qdrant.evaluation.calibrate import calibrate
+
+        with self._run("calibrate") as (context, run):
+            return calibrate(
+                context, run, name=name, probes=probes, seed=seed, k=k, null_distance=null_distance
+            )
+
+    def evaluate(
+        self, criterion: str, *, options: dict[str, Any] | None = None, **function: Unpack[ValueOptions]
+    ) -> dict[str, Any]:
+        """Figures of a criterion of the paper, or of known parents, with standard errors.
+
+        criterion: a name of `gmv_qdrant.evaluation.evaluate.CRITERIA`, whose functions say what ``options`` they take.
+        """
+        from gmv_qdrant.evaluation.evaluate import evaluate
+
+        return evaluate(self.ledger, criterion, self._function(function), **(options or {}))
+
+    def import_scores(
+        self,
+        file: str | Path,
+        into: str | Path,
+        *,
+        method: str = "external",
+        batch: str = "default",
+        score_type: str = "share",
+        most: int = 1000,
+    ) -> dict[str, Any]:
+        """Make a workspace with another method's scores of this one's images, to credit and evaluate beside ours.
+
+        file: Parquet with generated, training and score. score_type: ``share``, ``similarity`` or ``distance``, as
+        `gmv_qdrant.evaluation.importing` says.
+        """
+        from gmv_qdrant.evaluation.importing import import_scores
+
+        return import_scores(
+            self.ledger,
+            self.settings,
+            Path(file),
+            Path(into).absolute(),
+            method=method,
+            batch=batch,
+            score_type=score_type,
+            most=most,
+        )
+
+    # -- money ---------------------------------------------------------------------------------------
+
+    def payout(
+        self,
+        budget: Money,
+        by: str = "owner",
+        *,
+        floor: Money = 0,
+        exclude: Collection[str | None] = (),
+        rule: str = "shares",
+        **function: Unpack[ValueOptions],
+    ) -> list[dict[str, Any]]:
+        """Share a budget by credit, to the cent: rows ``{by: name, "amount": "12.34", "value": ..., "share": ...}``.
+
+        The amounts add up to the budget exactly. floor: who would get less is paid nothing, and the others share it.
+        exclude: names that get nothing and aren't listed; None is those without a name.
+        """
+        if by == "image":
+            raise SettingsError(
+                "a payout goes to owners or other groups, not to images: see 'credits --by image'"
+            )
+        table = queries.credits(self.ledger, by, self._function(function), None, rule)
+        found = zip(table.column(0).to_pylist(), table["value"].to_pylist(), strict=True)
+        return payout(by, list(found), budget, floor=floor, exclude=exclude)
+
+    # -- the Qdrant that is there --------------------------------------------------------------------
+
+    @classmethod
+    def adopt(
+        cls,
+        path: str | Path = ".",
+        *,
+        fields: Mapping[str, Any] | None = None,
+        sample: int = 16,
+        enable_quantization: bool = False,
+        progress: "Progress | None" = None,
+        **settings: Unpack[SettingOptions],
+    ) -> dict[str, Any]:
+        """Use a server's collection, which others fill, as the training set; returns counts and timings.
+
+        Makes the workspace when there is none at ``path``; an adopted one is brought to what the collection is now.
+        settings: as for `init`; ``vector_name`` None is the only vector, ``tenant`` payload fields that every point
+        must have. fields: payload fields by what they say (`gmv_qdrant.deployments.payload_fields.Fields`).
+        sample: images that the encoder is proven with. The flag is all that is ever written to the collection.
+        Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
+        """
+        from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields, describe_foreign
+        from gmv_qdrant.shards import clear
+
+        root = Path(path).absolute()
+        given: dict[str, Any] = {**settings}
+        fresh = not (root / FILE).is_file()
+        if fresh:
+            wanted = Settings.resolve(**given)
+            spec = describe_foreign(wanted, given.get("vector_name"))
+            mapping = adopted_fields({}, fields or {})
+            folder.make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})
+            given = {name: value for name, value in given.items() if name not in IMMUTABLE_SETTINGS}
+        elif given.get("tenant"):  # a value may be a number there and text here
+            tenant = json.loads(Ledger.open(root / "ledger.duckdb").meta()["settings"])["tenant"]
+            if _words(tenant) == _words(given["tenant"]):
+                given["tenant"] = tenant
+        workspace = cls(root, progress=progress, **given)
+        kept = workspace.ledger.meta()
+        if "adopted" not in kept:
+            raise SettingsError(
+                f"the workspace {root} has a collection of its own: adopt into another folder"
+            )
+        mapping = adopted_fields(json.loads(kept["adopted"])["fields"], fields or {})
+        options = AdoptOptions(sample, enable_quantization)
+        try:
+            with workspace._run("adopt", fields=dataclasses.asdict(mapping)) as (context, run):
+                adopt(context, run, mapping, options)
+        except BaseException:
+            if fresh and not workspace._believed():
+                clear(root / "features")
+                for name in (FILE, "ledger.duckdb", "ledger.duckdb.wal", ".writing.lock"):
+                    (root / name).unlink(missing_ok=True)
+            raise
+        return run.summary()
+
+    def migrate(
+        self, *, to_server: str | None = None, collection: str | None = None, remove_source: bool = False
+    ) -> dict[str, Any]:
+        """Move the collection to the server at this URL, or (None) into the embedded store; returns counts.
+
+        Copies what the target lacks, compares both sides, then switches the workspace over. The old copy stays unless
+        ``remove_source``. Raises `StoreError` when the sides differ: the workspace then stays where it is.
+        """
+        from gmv_qdrant.deployments.moving import move
+
+        if "adopted" in self.ledger.meta():
+            raise SettingsError(
+                f"the collection {self.settings.collection!r} was adopted and stays where it is: to have it elsewhere, "
+                "ingest its images into another workspace"
+            )
+        checked = Settings.resolve(
+            qdrant_url=to_server or "", collection=collection or self.settings.collection
+        )
+        there = self.settings.model_copy(
+            update={"qdrant_url": checked.qdrant_url or None, "collection": checked.collection}
+        )
+        with self._run("migrate", networks=False, to=there.qdrant_url, collection=there.collection) as (
+            context,
+            run,
+        ):
+            move(context, run, there, remove_source=remove_source)
+        self.settings = there
+        return run.summary()
+
+    # -- how a verb is carried out -------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _run(self, verb: str, *, networks: bool = True, **request: Any) -> "Iterator[tuple[Context, Run]]":
+        """`_alone`, with a row in ``runs``, and what the run before left behind tidied up.
+
+        networks: load and check them first; a run that only moves vectors doesn't need them.
+        """
+        from gmv_qdrant.evaluation.importing import refuse_if_imported
+        from gmv_qdrant.pipeline.recovery import recover
+
+        refuse_if_imported(self.ledger, verb)
+        with self._alone() as context:
+            if networks:
+                context.write_fingerprint()
+            with recorded(self.ledger, verb, self.settings.evidence(), request) as run:
+                recover(context, run)
+                yield context, run
+
+    @contextlib.contextmanager
+    def _alone(self) -> "Iterator[Context]":
+        """The only writer of this workspace. Raises `LedgerLocked` when there is another."""
+        from gmv_qdrant.pipeline.context import Context
+        from gmv_qdrant.pipeline.streams import NullProgress
+
+        lock = FileLock(self.path / ".writing.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise LedgerLocked(
+                f"another process is working on the workspace {self.path}: wait for it, or stop it; "
+                "reading (credits, sql, status, export) goes on meanwhile"
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"the workspace {self.path} can't be written to: {error.strerror}") from error
+        context = Context(self.path, self.settings, self.ledger, self._progress or NullProgress())
+        try:
+            yield context
+        finally:
+            try:
+                context.close()
+            finally:
+                lock.release()
+
+    def _retry(
+        self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Ask again for what is in quarantine, request by request; the counts are those of all together."""
+        summary: dict[str, Any] = {"verb": verb, "seconds": {}}
+        for request, uris in queries.quarantined_requests(self.ledger, verb):
+            try:
+                part = again(request, uris)
+            except SourceError:  # the whole path is gone by now: its inputs stay in quarantine
+                part = {"quarantined": len(uris)}
+            for name, count in part.pop("seconds", {}).items():
+                summary["seconds"][name] = round(summary["seconds"].get(name, 0.0) + count, 3)
+            for name, count in part.items():
+                if name != "verb":
+                    summary[name] = summary.get(name, 0) + count
+        return summary
+
+    def _function(self, options: ValueOptions) -> ValueFunction:
+        return queries.value_function(self.ledger, **options)
+
+    def _relation(self, table: Any) -> Relation:
+        return self._memory.from_arrow(table)
+
+    def _search(self) -> dict[str, Any]:
+        return dict(json.loads(self.ledger.meta().get("search", "{}")))
+
+    def _store_status(self) -> dict[str, Any]:
+        """Read off the disk, so that it also answers while a run writes."""
+        from gmv_qdrant.vectors.embedded.segments import read_status
+        from gmv_qdrant.vectors.protocol import CollectionSpec
+
+        shape = self.ledger.meta().get("recall_shape")
+        if shape is None:
+            return {"state": "nothing was ingested yet"}
+        kept = self.settings
+        if kept.qdrant_url is not None:
+            return self._server_status()
+        spec = CollectionSpec(
+            kept.collection,
+            json.loads(shape)["dim"],
+            vector_name=kept.vector_name,
+            quantization=kept.quantization,
+        )
+        return dataclasses.asdict(read_status(self.path / "qdrant", spec))
+
+    def _server_status(self) -> dict[str, Any]:
+        """As the server says it; where it doesn't answer, the sentence that says why."""
+        from gmv_qdrant.vectors import open_existing
+
+        try:
+            with open_existing(self.settings, self.settings.vector_name) as store:
+                found = dataclasses.asdict(store.status())
+                return {
+                    **found,
+                    "points_without_vector": store.lacking(),
+                    "adopted": "adopted" in self.ledger.meta(),
+                }
+        except StoreError as error:
+            return {"engine": "server", "state": "unavailable", "error": str(error)}
+
+    def _believed(self) -> bool:
+        """Whether the encoder of an adopted collection has been proven."""
+        return "cosine" in json.loads(self.ledger.meta()["adopted"])
+
+
+def _words(tenant: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value).lower() for name, value in tenant.items()}
+
+
+def _whole_names(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Paths that mean the same from any folder."""
+    several = [paths] if isinstance(paths, str | Path) else paths
+    return [name if "://" in name else os.path.abspath(name) for name in map(str, several)]
+
+
+def _refuse(given: object, reason: str) -> None:
+    if given:
+        raise SettingsError(f"only what is in quarantine is tried again: {reason}, so give none")
