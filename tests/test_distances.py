@@ -26,13 +26,13 @@ from models_offline import (
 from PIL import Image
 
 from gmv_qdrant.errors import ModelError
+from gmv_qdrant.method import distances
 from gmv_qdrant.models.encoders import (
     Encoder,
     Metric,
     RecallDistance,
     Runtime,
     Storage,
-    distances,
     load_distance,
     load_encoder,
 )

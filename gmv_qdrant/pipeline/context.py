@@ -19,8 +19,9 @@ from PIL import Image
 from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.database import Connection, Ledger, insert
+from gmv_qdrant.method import Metric
 from gmv_qdrant.models.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
-from gmv_qdrant.models.encoders.base import Encoder, Metric, Storage
+from gmv_qdrant.models.encoders.base import Encoder, Storage
 from gmv_qdrant.models.quality import load_quality
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.streams import Progress

@@ -16,7 +16,8 @@ from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.models.encoders import distances, is_no_rerank
+from gmv_qdrant.method import distances
+from gmv_qdrant.models.encoders import is_no_rerank
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.streams import batched, mapped

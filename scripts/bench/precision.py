@@ -25,7 +25,8 @@ from PIL import Image
 from scipy.stats import pearsonr, spearmanr
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.models.encoders import Encoder, Runtime, distances, load_distance, load_encoder
+from gmv_qdrant.method import distances
+from gmv_qdrant.models.encoders import Encoder, Runtime, load_distance, load_encoder
 
 PRECISIONS = ("fp32", "bf16")
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from common import Clock, read_images, seconds
 
-from gmv_qdrant.models.encoders import Runtime, distances, load_distance
+from gmv_qdrant.method import distances
+from gmv_qdrant.models.encoders import Runtime, load_distance
 
 
 def best(run: Callable[[], np.ndarray], repeat: int) -> tuple[Clock, np.ndarray]:

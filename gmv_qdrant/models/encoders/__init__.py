@@ -1,7 +1,8 @@
 """Networks and other functions that turn an image into one vector."""
 
+from gmv_qdrant.method import Metric
 from gmv_qdrant.models.devices import Runtime, resolve_device
-from gmv_qdrant.models.encoders.base import Encoder, Identity, Metric, Storage, distances
+from gmv_qdrant.models.encoders.base import Encoder, Identity, Storage
 from gmv_qdrant.models.encoders.registry import (
     DEFAULT_DISTANCE,
     DEFAULT_ENCODER,
@@ -24,7 +25,6 @@ __all__ = [
     "Storage",
     "canonical_distance_name",
     "canonical_encoder_name",
-    "distances",
     "is_no_rerank",
     "load_distance",
     "load_encoder",

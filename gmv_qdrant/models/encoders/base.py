@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from gmv_qdrant.method import Metric
+
 if TYPE_CHECKING:
     import torch
-
-Metric = Literal["cosine", "euclid", "sqeuclid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +82,3 @@ class Encoder(Protocol):
         A row doesn't depend on what else is in the batch, beyond 1e-5 relative.
         """
         ...
-
-
-def distances(metric: Metric, query: np.ndarray, rows: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """Distance of ``query`` ``(dim,)`` to each of ``rows`` ``(n, dim)`` -> float64 ``(n,)``, all >= 0.
-
-    cosine: ``1 - cos``, clamped at 0. euclid: the 2-norm of the difference. sqeuclid: its square. Differences are
-    taken before squares (never the Gram form), so equal vectors have distance 0 exactly. To 1e-6 relative; and a
-    row's distance is the same to the bit whatever other rows it is computed with. On another ``device`` than the
-    CPU, to 1e-6 of the vectors' size.
-    """
-    import torch
-
-    q = _float_tensor(query).to(device)
-    r = _float_tensor(rows).to(device)
-    if metric == "cosine":
-        wide = torch.float32 if device.startswith("mps") else torch.float64  # Apple's GPUs have no float64
-        norms = torch.linalg.vector_norm(r, dim=1).to(wide) * torch.linalg.vector_norm(q).to(wide)
-        dots = (r * q).sum(dim=1, dtype=wide)
-        return np.asarray((1.0 - dots / norms).clamp_(min=0.0).cpu().double())
-    # a few rows at a time stay in a processor's cache; torch's float32 sum is pairwise, so it is exact enough
-    parts = torch.split(r, 25) if device == "cpu" else (r,)
-    squares = torch.cat([(part - q).square_().sum(dim=1) for part in parts]).cpu().double()
-    return np.asarray(squares if metric == "sqeuclid" else squares.sqrt_())
-
-
-def _float_tensor(array: np.ndarray) -> torch.Tensor:
-    import torch
-
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())

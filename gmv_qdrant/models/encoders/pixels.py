@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from gmv_qdrant.errors import ModelError
+from gmv_qdrant.method import Metric
 from gmv_qdrant.models.devices import Runtime
-from gmv_qdrant.models.encoders.base import Encoder, Identity, Metric, Storage
+from gmv_qdrant.models.encoders.base import Encoder, Identity, Storage
 
 if TYPE_CHECKING:
     import torch

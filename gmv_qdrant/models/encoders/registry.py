@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from gmv_qdrant.errors import ModelError
+from gmv_qdrant.method import Metric
 from gmv_qdrant.models.devices import Runtime, nearest, plugin, plugin_names, resolve_device
 from gmv_qdrant.models.encoders import backbones, clip, dreamsim, lpips, pixels
-from gmv_qdrant.models.encoders.base import Encoder, Identity, Metric, Storage
+from gmv_qdrant.models.encoders.base import Encoder, Identity, Storage
 from gmv_qdrant.models.weights import WeightFile
 
 if TYPE_CHECKING:
