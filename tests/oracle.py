@@ -1,6 +1,7 @@
 """The method in plain code, from the paper: exact search, the packages' own pairwise distances, no storage, no SQL.
 
-Nothing here imports the tool: images are PNG files, and the answer is a matrix of contributions.
+Images are PNG files, and the answer is a matrix of contributions. Of the tool only the formula of the shares is used,
+which `test_method` holds against its definition.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from gmv_qdrant.method import shares
 
 
 def rgb(path: Path) -> Image.Image:
@@ -86,10 +89,7 @@ def contributions(
 ) -> np.ndarray:
     """Eq. 6 -> float64 ``(m, n)``: zero outside the k nearest of each image's candidates."""
     out = np.zeros((len(rows), n))
-    for j, (d, who) in enumerate(zip(distances, rows, strict=True)):
-        nearest = np.argsort(d, kind="stable")[:k]
-        weight = np.exp(-(d[nearest] - d[nearest].min()) / temperature)
-        out[j, who[nearest]] = quality[j] * weight / weight.sum()
+    np.put_along_axis(out, rows, quality[:, None] * shares(distances, k=k, temperature=temperature), axis=1)
     return out
 
 
