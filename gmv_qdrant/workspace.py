@@ -44,6 +44,7 @@ class ValueOptions(TypedDict, total=False):
     quality_weighted: bool
     batch: str | None
     null_distance: float | None
+    relative: bool
 
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(ValueFunction)}

@@ -35,6 +35,9 @@ def empty() -> duckdb.DuckDBPyConnection:
     return con
 
 
+Function = dict[str, Any]
+
+
 @dataclass
 class Small:
     """A ledger in plain lists: sources of each training image, and the matches of each generated one."""
@@ -74,13 +77,22 @@ class Small:
         finally:
             con.execute("ROLLBACK")
 
-    def asked(self, calibrated: bool, batch: str | None) -> list[tuple[float, list[tuple[int, float]]]]:
-        """Quality and matches of the generated images that count."""
+    def asked(self, function: Function) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Quality and matches of the generated images that count, at the distances that count."""
         return [
-            (1.0 if q is None or not calibrated else q, row)
+            (1.0 if q is None or not function["quality_weighted"] else q, in_units(row, function["relative"]))
             for q, row, b in zip(self.quality, self.matches, self.batch, strict=True)
-            if row and batch in (None, b)
+            if row and function["batch"] in (None, b)
         ]
+
+
+def in_units(row: list[tuple[int, float]], relative: bool) -> list[tuple[int, float]]:
+    """Distances, or as multiples of the 30th (here: the last)."""
+    if not relative:
+        return row
+    assert len(row) <= 30
+    unit = max(row[-1][1], 1e-300)
+    return [(i, min(d / unit, 1e6)) for i, d in row]
 
 
 @st.composite
@@ -106,15 +118,16 @@ functions = st.fixed_dictionaries(
         "quality_weighted": st.booleans(),
         "batch": st.sampled_from([None, "a"]),
         "null_distance": st.sampled_from([None, 0.3, 500.0]),
+        "relative": st.booleans(),
     }
 )
-Function = dict[str, Any]
 PAPER: Function = {
     "k": 30,
     "temperature": 1.0,
     "quality_weighted": True,
     "batch": None,
     "null_distance": None,
+    "relative": False,
 }
 
 
@@ -136,7 +149,7 @@ def shares(row: list[tuple[int, float]], function: Function) -> list[tuple[int, 
 
 def values(ledger: Small, function: Function) -> dict[int, float]:
     found = dict.fromkeys(range(len(ledger.owners)), 0.0)
-    for q, row in ledger.asked(function["quality_weighted"], function["batch"]):
+    for q, row in ledger.asked(function):
         for i, share in shares(row, function):
             found[i] += q * share
     return found
@@ -170,7 +183,7 @@ def test_values_credits_and_effective_contributors(ledger: Small, function: Func
             ).fetchall()
         )
         for j, row in enumerate(ledger.matches):
-            parts = [share for _, share in shares(row, function)]
+            parts = [share for _, share in shares(in_units(row, function["relative"]), function)]
             whole = sum(parts)
             if j in effective and whole > 1e-3:
                 entropy = -sum(p / whole * math.log(p / whole) for p in parts if p > 0)
@@ -201,7 +214,7 @@ def similarity(row: list[tuple[int, float]], function: Function) -> dict[Any, fl
 @given(ledgers(), functions)
 def test_owner_shapley_is_the_shapley_value_of_the_best_match(ledger: Small, function: Function) -> None:
     expected: dict[str | None, float] = {name: 0.0 for row in ledger.owners for name in row}
-    for q, row in ledger.asked(function["quality_weighted"], function["batch"]):
+    for q, row in ledger.asked(function):
         near = similarity(row[: function["k"]], function)
         has: dict[Any, list[float]] = {}
         for i, u in near.items():
@@ -225,7 +238,7 @@ def test_knn_shapley_is_the_shapley_value_of_the_mean_of_the_k_nearest(
     ledger: Small, function: Function
 ) -> None:
     expected = dict.fromkeys(range(len(ledger.owners)), 0.0)
-    for q, row in ledger.asked(function["quality_weighted"], function["batch"]):
+    for q, row in ledger.asked(function):
         near = similarity(row, function)
         k = function["k"] or len(near)
 
@@ -244,10 +257,40 @@ def test_knn_shapley_is_the_shapley_value_of_the_mean_of_the_k_nearest(
 @given(ledgers(), functions)
 def test_shapley_totals_are_the_qualities(ledger: Small, function: Function) -> None:
     function["null_distance"] = None
-    total = sum(q for q, _ in ledger.asked(function["quality_weighted"], function["batch"]))
+    total = sum(q for q, _ in ledger.asked(function))
     with ledger.connect() as con:
         for macro in (f"owner_shapley('owner', {sql(function)})", f"knn_shapley({sql(function)})"):
             assert con.execute(f"SELECT sum(value) FROM {macro}").fetchall()[0][0] == close(total)
+
+
+def test_relative_distances_are_multiples_of_the_thirtieth() -> None:
+    row = [(i, 0.01 * (i + 1)) for i in range(40)]
+    with Small([["Ada"]] * 40, [row, row[:4]], [None] * 2, ["a"] * 2).connect() as con:
+        found = con.execute(
+            "SELECT distance FROM contributions(k := NULL, relative := true) ORDER BY ALL"
+        ).fetchall()
+    expected = sorted([(i + 1) / 30 for i in range(40)] + [(i + 1) / 4 for i in range(4)])
+    np.testing.assert_allclose([d for (d,) in found], expected)
+
+
+def test_a_control_set_earns_no_credit() -> None:
+    ledger = Small([["Ada"], ["Bay"]], [[(0, 0.1), (1, 0.2)], [(1, 0.1)]], [None, 0.5], ["a", "strangers"])
+    with ledger.connect() as con:
+        con.execute("UPDATE generated SET control = true WHERE batch = 'strangers'")
+        for function in (PAPER, {**PAPER, "null_distance": 0.3}, {**PAPER, "relative": True}):
+            for macro in (
+                "image_values({})",
+                "credits('owner', {})",
+                "owner_shapley('owner', {})",
+                "knn_shapley({})",
+            ):
+                both = [
+                    con.execute(f"SELECT value FROM {macro.format(sql(each))} ORDER BY ALL").fetchall()
+                    for each in (function, {**function, "batch": "a"})
+                ]
+                assert both[0] == both[1]
+        assert con.execute("SELECT count(*) FROM effective_contributors()").fetchall() == [(1,)]
+        assert max(con.execute("FROM conservation()").fetchall()[0]) < 1e-9
 
 
 def noisy(images: int = 400, generated: int = 300, k: int = 40, seed: int = 0) -> duckdb.DuckDBPyConnection:

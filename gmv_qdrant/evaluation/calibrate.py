@@ -84,6 +84,7 @@ def calibrate(
                 "name": [name],
                 "temperature": [found.temperature],
                 "null_distance": [found.null_distance],
+                "relative": [False],
                 "fitted_at": [datetime.now(UTC)],
                 "settings": [
                     json.dumps(

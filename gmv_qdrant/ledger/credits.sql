@@ -13,17 +13,29 @@ CREATE OR REPLACE MACRO _gmv_ranks(k) AS
     CASE WHEN k IS NULL THEN 32767 WHEN k >= 1 THEN least(k, 32767)
     ELSE error('k must be at least 1 (NULL is all candidates), not ' || k) END;
 
+-- Generated images that earn credit: of a batch, or all; those of a control set never do.
+CREATE OR REPLACE MACRO _gmv_credited(batch) AS TABLE
+SELECT g.generated_key, g.quality FROM generated g WHERE NOT g.control AND (batch IS NULL OR g.batch = batch);
+
+-- Distances, as they are or in units of the image's 30th (its last, where there are fewer); these end at 1e6.
+CREATE OR REPLACE MACRO _gmv_evidence(relative) AS TABLE
+SELECT generated_key, training_key, rank, distance FROM matches WHERE NOT relative
+UNION ALL
+SELECT generated_key, training_key, rank, least(distance / greatest(unit, 1e-300), 1e6)
+FROM matches JOIN (SELECT generated_key, max(distance) AS unit FROM matches WHERE rank <= 30 GROUP BY ALL) USING (generated_key)
+WHERE relative;
+
 -- Eq. 6. A group's exponentials are taken against steps of 8 temperatures, and the steps are put on the lowest one: as
 -- safe from underflow as taking them against the nearest distance, without looking for it first. Short lists are kept
 -- in memory between the two passes; long ones are cheaper to read twice.
 CREATE OR REPLACE MACRO _gmv_step(distance, temperature) AS floor(distance / (8 * temperature)) * (8 * temperature);
-CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH short AS MATERIALIZED (
-    SELECT generated_key, training_key, rank, distance FROM matches WHERE _gmv_ranks(k) <= 60 AND rank <= _gmv_ranks(k)
+    SELECT generated_key, training_key, rank, distance FROM _gmv_evidence(relative) WHERE _gmv_ranks(k) <= 60 AND rank <= _gmv_ranks(k)
 ), picked AS NOT MATERIALIZED (
     FROM short WHERE _gmv_ranks(k) <= 60
     UNION ALL
-    SELECT generated_key, training_key, rank, distance FROM matches
+    SELECT generated_key, training_key, rank, distance FROM _gmv_evidence(relative)
     WHERE _gmv_ranks(k) > 60 AND (k IS NULL OR rank <= _gmv_ranks(k))
 ), steps AS (
     SELECT generated_key, _gmv_step(distance, _gmv_above_zero(temperature)) AS base,
@@ -38,7 +50,7 @@ WITH short AS MATERIALIZED (
     SELECT generated_key, t.base, CASE WHEN quality_weighted THEN coalesce(g.quality, 1.0) ELSE 1.0 END AS quality,
            t.total + CASE WHEN null_distance IS NULL THEN 0.0
                      ELSE exp((t.base - null_distance) / temperature) END AS total
-    FROM totals t JOIN generated g USING (generated_key) WHERE batch IS NULL OR g.batch = batch
+    FROM totals t JOIN _gmv_credited(batch) g USING (generated_key)
 ), shares AS (
     SELECT generated_key, base, quality, quality / total AS share FROM scale
 )
@@ -53,10 +65,10 @@ FROM training t LEFT JOIN (SELECT training_key, min(uri) AS uri FROM sources GRO
 WHERE t.version_withdrawn IS NULL;
 
 -- Eq. 5.
-CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH sums AS (
     SELECT training_key, _gmv_floating(sum(_gmv_fixed_small(contribution))) AS value, count(*) AS matches
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance)
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
     GROUP BY training_key
 )
 SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
@@ -84,12 +96,12 @@ SELECT training_key, n.id, n.name, CASE WHEN i.names = 1 THEN n.id ELSE -trainin
        CASE WHEN i.names = 1 THEN 1 ELSE h.weight END AS weight, CASE WHEN i.names = 1 THEN 1 ELSE i.weight_total END AS weight_total
 FROM held h JOIN names n ON n.name IS NOT DISTINCT FROM h.name JOIN images i USING (training_key);
 
-CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH held AS MATERIALIZED (
     FROM holders(field)
 ), earned AS (
     SELECT holder_group, sum(_gmv_fixed_small(contribution)) AS value, count(*) AS matches
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance)
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
     JOIN (SELECT DISTINCT training_key, holder_group FROM held) USING (training_key) GROUP BY holder_group
 ), grouped AS (
     SELECT id, sum(value * weight // weight_total) AS value, CAST(sum(matches) AS BIGINT) AS matches
@@ -100,12 +112,12 @@ SELECT n.name, _gmv_floating(coalesce(value, 0)) AS value, coalesce(value, 0) / 
 FROM (SELECT id, name, count(*) AS images FROM held GROUP BY ALL) n LEFT JOIN grouped USING (id);
 
 -- exp(entropy) of each generated image's contributions, normalised.
-CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH totals AS (
     SELECT generated_key, min(distance) AS best_distance, _gmv_floating(sum(_gmv_fixed_small(contribution))) AS total,
            _gmv_floating(sum(_gmv_fixed_small(CASE WHEN contribution > 0 THEN contribution * ln(contribution) ELSE 0 END))) AS bits
     FROM contributions(k := k, temperature := temperature, quality_weighted := false, batch := batch,
-                       null_distance := null_distance)
+                       null_distance := null_distance, relative := relative)
     GROUP BY generated_key
 )
 SELECT generated_key, CASE WHEN total > 0 THEN total * exp(-bits / total) END AS effective, best_distance FROM totals;
@@ -118,9 +130,9 @@ WITH sums AS (
 ), per_image AS (
     SELECT _gmv_floating(coalesce(s.total, 0)) AS total, coalesce(g.quality, 1.0) AS quality
     FROM generated g LEFT JOIN sums s USING (generated_key)
-    WHERE s.total IS NOT NULL OR (
+    WHERE NOT g.control AND (s.total IS NOT NULL OR (
         EXISTS (FROM training WHERE version_withdrawn IS NULL)
-        AND version_valued >= coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'training_version'), 0))
+        AND version_valued >= coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'training_version'), 0)))
 )
 SELECT coalesce(max(abs(total - quality) / greatest(quality, 1e-9)), 0) AS per_image,
        coalesce(abs(_gmv_floating(sum(_gmv_fixed(total)) - sum(_gmv_fixed(quality)))) / nullif(_gmv_floating(sum(_gmv_fixed(quality))), 0), 0)
@@ -129,17 +141,17 @@ FROM per_image;
 
 -- Shapley value of v_j(S) = q_j * max over the images of the owners in S of exp(-d_ij/T), relative to the best of all:
 -- the airport game. Its total is q_j, and a second image of the same owner changes nothing unless it is nearer.
-CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH held AS MATERIALIZED (
     FROM holders(field)
 ), players AS (
     SELECT generated_key, h.id, min(m.distance) AS distance, count(*) AS matches
-    FROM matches m JOIN generated g USING (generated_key) JOIN held h USING (training_key)
-    WHERE m.rank <= _gmv_ranks(k) AND (batch IS NULL OR g.batch = batch)
+    FROM _gmv_evidence(relative) m JOIN _gmv_credited(batch) g USING (generated_key) JOIN held h USING (training_key)
+    WHERE m.rank <= _gmv_ranks(k)
     GROUP BY ALL
     UNION ALL
-    SELECT generated_key, NULL, CAST(null_distance AS DOUBLE), 0 FROM generated g
-    WHERE null_distance IS NOT NULL AND (batch IS NULL OR g.batch = batch)
+    SELECT generated_key, NULL, CAST(null_distance AS DOUBLE), 0 FROM _gmv_credited(batch) g
+    WHERE null_distance IS NOT NULL
 ), nearness AS (
     SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / _gmv_above_zero(temperature)) AS u FROM players
 ), steps AS (
@@ -160,13 +172,12 @@ FROM (SELECT id, name, count(*) AS images FROM held GROUP BY ALL) n LEFT JOIN gr
 
 -- Shapley value of v_j(S) = mean of exp(-d_ij/T) over the k images of S nearest to j (an absent one counts 0), over all
 -- candidates, scaled to the total q_j: KNN-Shapley. What an image replaces counts, so neighbours beyond k have value, too.
-CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH players AS (
-    SELECT generated_key, training_key, m.distance FROM matches m JOIN generated g USING (generated_key)
-    WHERE batch IS NULL OR g.batch = batch
+    SELECT generated_key, training_key, m.distance FROM _gmv_evidence(relative) m JOIN _gmv_credited(batch) g USING (generated_key)
     UNION ALL
-    SELECT generated_key, NULL, CAST(null_distance AS DOUBLE) FROM generated g
-    WHERE null_distance IS NOT NULL AND (batch IS NULL OR g.batch = batch)
+    SELECT generated_key, NULL, CAST(null_distance AS DOUBLE) FROM _gmv_credited(batch) g
+    WHERE null_distance IS NOT NULL
 ), nearness AS (
     SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / _gmv_above_zero(temperature)) AS u FROM players
 ), steps AS (
@@ -199,14 +210,14 @@ CREATE OR REPLACE MACRO _gmv_uniform(text) AS (md5_number_lower(text) >> 11) / 9
 -- Images are shuffled into at most 1,000 blocks, and a block is drawn as one. level: in percent, or below 1 a fraction.
 CREATE OR REPLACE MACRO _gmv_fraction(level) AS CASE WHEN level > 1 THEN level / 100.0 ELSE level END;
 CREATE OR REPLACE MACRO _gmv_tails(level) AS [0.5 - _gmv_fraction(level) / 2, 0.5 + _gmv_fraction(level) / 2];
-CREATE OR REPLACE MACRO credit_intervals(field, level := 95, replicates := 400, seed := 0, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL) AS TABLE
+CREATE OR REPLACE MACRO credit_intervals(field, level := 95, replicates := 400, seed := 0, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
 WITH held AS MATERIALIZED (
     FROM holders(field)
 ), names AS (
     SELECT DISTINCT id, name FROM held
 ), shuffled AS (
     SELECT generated_key, row_number() OVER (ORDER BY md5_number(seed || ' image ' || generated_key)) % 1000 AS block
-    FROM generated g WHERE batch IS NULL OR g.batch = batch
+    FROM _gmv_credited(batch) g
 ), sizes AS (
     SELECT block, count(*) AS size FROM shuffled GROUP BY block
 ), draws AS MATERIALIZED (
@@ -216,7 +227,7 @@ WITH held AS MATERIALIZED (
     SELECT replicate, sum(size) / sum(size * times) AS scale FROM draws GROUP BY replicate HAVING sum(times) > 0
 ), earned AS (
     SELECT block, holder_group, sum(_gmv_fixed_small(contribution)) AS value
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance)
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
     JOIN (SELECT DISTINCT training_key, holder_group FROM held) USING (training_key) JOIN shuffled USING (generated_key) GROUP BY ALL
 ), grouped AS (
     SELECT block, id, CAST(sum(value * weight // weight_total) // 1048576 AS BIGINT) AS value  -- in 2^-40

@@ -25,7 +25,8 @@ class ValueFunction:
     temperature: T in exp(-d/T); 1 is the paper.
     quality_weighted: weigh by quality (section 3.2).
     batch: only the generated images valued under this name.
-    null_distance: the distance at which "none of them" weighs as much as an image; None is the paper.
+    null_distance: the distance at which "nobody" weighs as much as an image; None is the paper.
+    relative: distances, temperature and null_distance are in units of the image's 30th distance.
     """
 
     k: int | None = 30
@@ -33,6 +34,7 @@ class ValueFunction:
     quality_weighted: bool = True
     batch: str | None = None
     null_distance: float | None = None
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -50,6 +52,7 @@ class ValueFunction:
             "quality_weighted": self.quality_weighted,
             "batch": self.batch,
             "null_distance": self.null_distance,
+            "relative": self.relative,
         }
         return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
 
@@ -62,7 +65,7 @@ def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: 
     given = {name: value for name, value in fields.items() if value is not None or name == "k"}
     if calibration is None:
         return ValueFunction(**given)
-    if {"temperature", "null_distance"} & given.keys():
+    if {"temperature", "null_distance", "relative"} & given.keys():
         raise SettingsError(
             f"the calibration {calibration!r} has a temperature of its own: give one or the other"
         )
@@ -73,7 +76,8 @@ def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: 
             f"there is no calibration {calibration!r} (known: {known}): make it with 'gmv-qdrant calibrate'"
         )
     row = kept[calibration]
-    return ValueFunction(temperature=row["temperature"], null_distance=row["null_distance"], **given)
+    own = {name: row[name] for name in ("temperature", "null_distance", "relative")}
+    return ValueFunction(**own, **given)
 
 
 def literal(value: str | float | bool | None) -> str:

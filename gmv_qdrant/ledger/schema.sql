@@ -34,6 +34,7 @@ CREATE TABLE generated (
     content_hash  VARCHAR NOT NULL,
     uri           VARCHAR NOT NULL,
     batch         VARCHAR NOT NULL,
+    control       BOOLEAN NOT NULL DEFAULT false, -- known to resemble no training image: says how near strangers come, earns no credit
     label         VARCHAR,
     quality       DOUBLE,                      -- in [0,1]; NULL without a quality metric
     recall_radius DOUBLE,                      -- recall distance of the K-th candidate; infinite when fewer exist
@@ -88,7 +89,8 @@ CREATE TABLE quarantine (
 CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents
     name            VARCHAR PRIMARY KEY,
     temperature     DOUBLE NOT NULL,
-    null_distance  DOUBLE,                    -- distance at which "nothing here" weighs as much as an image
+    null_distance   DOUBLE,                   -- distance at which "nobody" weighs as much as an image
+    relative        BOOLEAN NOT NULL,          -- both in units of the image's 30th distance
     fitted_at       TIMESTAMPTZ NOT NULL,
     settings        JSON,
     figures         JSON
