@@ -31,10 +31,12 @@ from gmv_qdrant.pipeline.streams import batched, mapped
 def calibrate(
     context: Context, run: Run, *, name: str, probes: int, seed: int, k: int, null_distance: bool
 ) -> dict[str, Any]:
-    """Fit a value function on probes and keep it in the ledger as ``name``; returns its figures.
+    """Fit a value function on probes and keep it in the ledger as the next version of ``name``; returns its figures.
 
-    Raises `SettingsError` when there is nothing to fit.
+    Raises `SettingsError` for a name with ``@`` in it, and when there is nothing to fit.
     """
+    if not name or "@" in name:
+        raise SettingsError(f"a calibration can't be called {name!r}: '@' stands before its version")
     require_training_images(context)
     training = context.ledger.query(
         """SELECT t.training_key, any_value(t.label) AS label, min(s.uri) AS uri
@@ -76,12 +78,15 @@ def calibrate(
         "after": after.as_dict(),
     }
     with context.ledger.write() as con:
-        con.execute("DELETE FROM calibrations WHERE name = ?", [name])
+        version = con.execute(
+            "SELECT coalesce(max(version), 0) + 1 FROM calibrations WHERE name = ?", [name]
+        ).fetchall()[0][0]
         insert(
             con,
             "calibrations",
             {
                 "name": [name],
+                "version": [version],
                 "temperature": [found.temperature],
                 "null_distance": [found.null_distance],
                 "relative": [False],
@@ -95,7 +100,7 @@ def calibrate(
             },
         )
     run.counts["probes"] = found.probes
-    return figures
+    return {"calibration": f"{name}@{version}", **figures}
 
 
 def _matched(

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from gmv_qdrant.errors import LedgerError, SettingsError
+from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Ledger
 
 
@@ -58,26 +58,36 @@ class ValueFunction:
 
 
 def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
-    """A value function from its fields, or from the name that `calibrate` kept one under (k, batch, ... stay free).
+    """A value function from its fields, or from what `calibrate` kept under a name (k, batch, ... stay free).
 
-    Raises `SettingsError` for an unknown name, and for a temperature beside a calibration.
+    calibration: ``default`` is the latest version of that name, ``default@2`` the second.
+    Raises `SettingsError` for an unknown name or version, and for a temperature beside a calibration.
     """
     given = {name: value for name, value in fields.items() if value is not None or name == "k"}
     if calibration is None:
         return ValueFunction(**given)
-    if {"temperature", "null_distance", "relative"} & given.keys():
+    if {"temperature", "null_distance"} & given.keys():
         raise SettingsError(
             f"the calibration {calibration!r} has a temperature of its own: give one or the other"
         )
-    kept = {row["name"]: row for row in ledger.query("FROM calibrations ORDER BY name").to_pylist()}
-    if calibration not in kept:
-        known = ", ".join(kept) or "none yet"
+    kept = calibrations(ledger)
+    latest = {row["name"]: f"{row['name']}@{row['version']}" for row in kept.values()}
+    version = latest.get(calibration, calibration)
+    if version not in kept:
         raise SettingsError(
-            f"there is no calibration {calibration!r} (known: {known}): make it with 'gmv-qdrant calibrate'"
+            f"there is no calibration {calibration!r}{did_you_mean(calibration, {*kept, *latest})} "
+            f"(known: {', '.join(kept) or 'none yet'}): make it with 'gmv-qdrant calibrate'"
         )
-    row = kept[calibration]
-    own = {name: row[name] for name in ("temperature", "null_distance", "relative")}
-    return ValueFunction(**own, **given)
+    row = kept[version]
+    return ValueFunction(
+        temperature=row["temperature"], null_distance=row["null_distance"], calibration=version, **given
+    )
+
+
+def calibrations(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """All versions of all calibrations, as ``name@version`` -> row; the versions of a name in order."""
+    rows = ledger.query("FROM calibrations ORDER BY name, version").to_pylist()
+    return {f"{row['name']}@{row['version']}": row for row in rows}
 
 
 def literal(value: str | float | bool | None) -> str:

@@ -86,12 +86,54 @@ CREATE TABLE quarantine (
     "at"   TIMESTAMPTZ NOT NULL              -- quoted: a reserved word
 );
 
-CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents
-    name            VARCHAR PRIMARY KEY,
+CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents; never changed
+    name            VARCHAR NOT NULL,
+    version         INTEGER NOT NULL,          -- from 1; "default@2" is the second fit under this name
     temperature     DOUBLE NOT NULL,
-    null_distance   DOUBLE,                   -- distance at which "nobody" weighs as much as an image
-    relative        BOOLEAN NOT NULL,          -- both in units of the image's 30th distance
+    null_distance  DOUBLE,                    -- distance at which "nothing here" weighs as much as an image
     fitted_at       TIMESTAMPTZ NOT NULL,
     settings        JSON,
-    figures         JSON
+    figures         JSON,
+    PRIMARY KEY (name, version)
+);
+
+CREATE TABLE payouts (                         -- what was paid by which evidence; rows are added, never changed
+    payout_id        VARCHAR PRIMARY KEY,      -- the period; with ".2" for a second payout of one period
+    period           VARCHAR NOT NULL,
+    first_day        DATE NOT NULL,
+    last_day         DATE NOT NULL,
+    recorded_at      TIMESTAMPTZ NOT NULL,
+    field            VARCHAR NOT NULL,         -- what was paid: owner, label, licence or an attribute
+    batches          VARCHAR[] NOT NULL,       -- of the generated images that it was paid by
+    generated_images INTEGER NOT NULL,
+    currency         VARCHAR NOT NULL,         -- ISO 4217; XXX: none was named
+    decimals         TINYINT NOT NULL,         -- of its minor unit; all amounts are whole minor units
+    budget           BIGINT NOT NULL,
+    minimum          BIGINT NOT NULL,          -- less than this is carried forward
+    value_function   JSON NOT NULL,
+    training_version INTEGER NOT NULL,
+    evidence         JSON NOT NULL,            -- SHA-256 of the contents of each table of evidence
+    exclusions       JSON NOT NULL,            -- names that were paid nothing, with the reason
+    holds            JSON NOT NULL,            -- amounts in question that are kept back, by claim
+    notes            JSON NOT NULL,            -- what was warned of
+    previous         VARCHAR,                  -- fingerprint of the payout before, whose balances this one brings forward
+    fingerprint      VARCHAR NOT NULL,         -- SHA-256 of the payout's document; statements print it
+    versions         JSON NOT NULL,            -- of this tool and of what it computed with
+    manifest         VARCHAR NOT NULL          -- SHA-256 of the manifest of the evidence that is kept
+);
+
+CREATE TABLE payout_lines (
+    payout_id VARCHAR NOT NULL,
+    place     INTEGER NOT NULL,                -- from 1, the largest credit first
+    kind      VARCHAR NOT NULL,                -- named; unnamed: of images that name nobody; nobody: of no image at all
+    name      VARCHAR,
+    units     HUGEINT NOT NULL,                -- credit, in 2^-60 of one generated image
+    amount    BIGINT NOT NULL,                 -- this payout's share of the budget
+    low       BIGINT,                          -- 95 % interval of the amount
+    high      BIGINT,
+    brought   BIGINT NOT NULL,                 -- balance brought forward
+    released  BIGINT NOT NULL,                 -- of amounts held before, settled since
+    held      BIGINT NOT NULL,                 -- of this amount, kept back while it is in question
+    paid      BIGINT NOT NULL,                 -- to be paid out now
+    balance   BIGINT NOT NULL                  -- carried forward
 );
