@@ -8,7 +8,16 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -65,6 +74,37 @@ class SettingOptions(TypedDict, total=False):
     ray_workers: int | None
 
 
+class StandingValue(BaseModel):
+    """``[value]`` of ``gmv.toml``: how this workspace's evidence becomes money.
+
+    k: candidates that count, None for all. temperature or calibration: one of them, or neither: then the latest
+    calibration ``default``, and the temperature 1 where there is none. quality: whether to weigh by it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: Literal["owner-shapley", "shares"] = "owner-shapley"
+    k: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=1e-9, le=1e9)
+    calibration: str | None = None
+    quality: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> StandingValue:
+        if self.temperature is not None and self.calibration is not None:
+            raise ValueError("give a temperature or a calibration, which has one of its own")
+        return self
+
+
+class StandingPayout(BaseModel):
+    """``[payout]`` of ``gmv.toml``: the currency (ISO 4217), and the least that is paid out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    currency: str = "XXX"
+    minimum: str = "0"
+
+
 class Settings(BaseSettings):
     """Settings of one workspace.
 
@@ -103,6 +143,8 @@ class Settings(BaseSettings):
     offline: bool = False
     engine: Literal["local", "ray"] = "local"
     ray_workers: int | None = Field(None, ge=1)
+    value: StandingValue = StandingValue()
+    payout: StandingPayout = StandingPayout()
 
     @field_validator("qdrant_url")
     @classmethod

@@ -230,7 +230,14 @@ def test_calibrate_moves_credit_to_the_parents_of_images_it_never_saw(
     workspace.value([made])
     fitted = workspace.calibrate(name="mine", probes=150, seed=1)
     again = workspace.calibrate(name="mine", probes=150, seed=1)
+    assert (fitted.pop("calibration"), again.pop("calibration")) == ("mine@1", "mine@2")
     assert again == fitted
+    versions = {
+        name: workspace.credits("image", calibration=name).fetchall() for name in ("mine", "mine@1", "mine@2")
+    }
+    assert versions["mine"] == versions["mine@2"] == versions["mine@1"]
+    with pytest.raises(SettingsError, match=r"no calibration 'mine@3' .*'mine@2'.*mine@1, mine@2"):
+        workspace.credits("image", calibration="mine@3")
     assert fitted["after"]["parent_share"] > 5 * fitted["before"]["parent_share"]
     assert fitted["before"]["effective_contributors"] > 29
     rows = workspace.evaluate("known-parents", options={"calibrations": ("mine",)})["rows"]

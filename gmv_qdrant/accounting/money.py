@@ -87,8 +87,8 @@ class Currency:
 def allocate(credit: Sequence[int], budget: int) -> list[int]:
     """Share a budget, in minor units, in proportion to credit >= 0; the sum is the budget exactly.
 
-    Every share is rounded down; the units left over go, one each, to the largest remainders, of equal ones to the larger
-    credit, then to the earlier position. So nobody with more credit gets less, and more credit never gets less.
+    Every share is rounded down; the units left over go, one each, to the largest remainders, of equal ones to the
+    larger credit, then to the earlier position. So nobody with more credit gets less, and more credit never gets less.
     Raises `SettingsError` when there is a budget and no credit.
     """
     total = sum(credit)

@@ -27,6 +27,7 @@ class ValueFunction:
     batch: only the generated images valued under this name.
     null_distance: the distance at which "nobody" weighs as much as an image; None is the paper.
     relative: distances, temperature and null_distance are in units of the image's 30th distance.
+    calibration: the version that the three are from, such as ``default@3``.
     """
 
     k: int | None = 30
@@ -35,6 +36,7 @@ class ValueFunction:
     batch: str | None = None
     null_distance: float | None = None
     relative: bool = False
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -66,7 +68,7 @@ def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: 
     given = {name: value for name, value in fields.items() if value is not None or name == "k"}
     if calibration is None:
         return ValueFunction(**given)
-    if {"temperature", "null_distance"} & given.keys():
+    if {"temperature", "null_distance", "relative"} & given.keys():
         raise SettingsError(
             f"the calibration {calibration!r} has a temperature of its own: give one or the other"
         )
@@ -78,10 +80,8 @@ def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: 
             f"there is no calibration {calibration!r}{did_you_mean(calibration, {*kept, *latest})} "
             f"(known: {', '.join(kept) or 'none yet'}): make it with 'gmv-qdrant calibrate'"
         )
-    row = kept[version]
-    return ValueFunction(
-        temperature=row["temperature"], null_distance=row["null_distance"], calibration=version, **given
-    )
+    own = {name: kept[version][name] for name in ("temperature", "null_distance", "relative")}
+    return ValueFunction(calibration=version, **own, **given)
 
 
 def calibrations(ledger: Ledger) -> dict[str, dict[str, Any]]:

@@ -90,7 +90,8 @@ CREATE TABLE calibrations (                    -- value functions fitted on prob
     name            VARCHAR NOT NULL,
     version         INTEGER NOT NULL,          -- from 1; "default@2" is the second fit under this name
     temperature     DOUBLE NOT NULL,
-    null_distance  DOUBLE,                    -- distance at which "nothing here" weighs as much as an image
+    null_distance   DOUBLE,                    -- distance at which "nobody" weighs as much as an image
+    relative        BOOLEAN NOT NULL,          -- both in units of the image's 30th distance
     fitted_at       TIMESTAMPTZ NOT NULL,
     settings        JSON,
     figures         JSON,
