@@ -211,7 +211,7 @@ def test_a_full_disk_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
-        with pytest.raises(StoreError, match="No space left on device.*make room"):
+        with pytest.raises(StoreError, match=r"No space left on device.*make room"):
             matrix.write([2], vectors(7, 1))
     np.testing.assert_array_equal(matrix.read([1]), vectors(6, 1))
 

@@ -1,4 +1,4 @@
-"""The vectors that are read again and again: a memory-mapped file for each space, an image's vector in the row of its key.
+"""Vectors that are read again and again: one memory-mapped file for each space, an image's vector in the row of its key.
 
     page 0     what the file holds: numbers of a vector, how they are kept, whose they are
     then       groups of 512 rows: their checksums (64 bits each), then their vectors
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ PAGE = 4096
 GROUP = 512
 FORMAT = 1
 Keys = Sequence[int] | np.ndarray
+_NO_FILE = (-1, -1, 0)
 
 
 class Matrix:
@@ -55,7 +57,7 @@ class Matrix:
         self._header = json.dumps(facts).encode().ljust(PAGE)
         self._group = np.dtype([("sums", "<u8", (GROUP,)), ("vectors", storage.dtype, (GROUP, dim))])
         self._row_bytes = dim * np.dtype(storage.dtype).itemsize
-        self._mapped: tuple[tuple[int, ...], np.ndarray] = ((), np.empty(0, self._group))
+        self._mapped: tuple[tuple[int, int, int], np.ndarray] = (_NO_FILE, np.empty(0, self._group))
         self._verified = np.empty(0, np.uint64)
         """The checksum that a row's vector was found to have, by key; 0 where none was compared yet."""
 
@@ -107,7 +109,7 @@ class Matrix:
                 self._check_header(file.read(PAGE))
                 groups = np.memmap(file, self._group, "r", offset=PAGE, shape=(count,)) if count else None
         except FileNotFoundError:
-            state, groups = (), None
+            state, groups = _NO_FILE, None
         except OSError as error:
             raise StoreError(f"the vectors in {self.path} can't be read: {error.strerror}") from error
         if state[:2] != self._mapped[0][:2]:
@@ -119,8 +121,8 @@ class Matrix:
     def _check_header(self, found: bytes) -> None:
         if found != self._header and found.strip(b"\0"):
             raise StoreError(
-                f"{self.path} doesn't hold the vectors of this workspace ({self.dim} numbers, {self.storage.dtype}), or is "
-                "damaged: move it away, and 'gmv-qdrant check --repair' computes them again"
+                f"{self.path} doesn't hold the vectors of this workspace ({self.dim} numbers, {self.storage.dtype}), "
+                "or is damaged: move it away, and 'gmv-qdrant check --repair' computes them again"
             )
 
     def _sums(self, groups: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -152,7 +154,8 @@ class Matrix:
         if len(keys):
             others = f" (and of {len(keys) - 1} others)" if len(keys) > 1 else ""
             raise StoreError(
-                f"the vector of image {keys[0]}{others} in {self.path} {what}: 'gmv-qdrant check --repair' computes it again"
+                f"the vector of image {keys[0]}{others} in {self.path} {what}: "
+                "'gmv-qdrant check --repair' computes it again"
             )
 
     # -- writing -------------------------------------------------------------------------------------
@@ -218,7 +221,7 @@ class Matrix:
             self._put(file, np.zeros(rows.stop - rows.start, np.uint64), self._sum_at(int(there[rows.start])))
 
     def _put(self, file: int, data: np.ndarray, position: int) -> None:
-        left = memoryview(np.ascontiguousarray(data)).cast("B")
+        left = memoryview(np.ascontiguousarray(data).data).cast("B")
         while left:
             written = os.pwrite(file, left, position)
             left, position = left[written:], position + written
@@ -249,5 +252,5 @@ def _runs(keys: np.ndarray) -> Iterator[slice]:
     """Parts of ascending keys that stand one behind the other in one group."""
     breaks = np.flatnonzero((np.diff(keys) != 1) | (keys[1:] % GROUP == 0)) + 1
     bounds = [0, *breaks.tolist(), len(keys)] if len(keys) else [0]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         yield slice(start, stop)
