@@ -1,4 +1,4 @@
-"""Vectors that are read again and again: one memory-mapped file for each space, an image's vector in the row of its key.
+"""Vectors that are read again and again: a memory-mapped file for each space, an image's vector in its key's row.
 
     page 0     what the file holds: numbers of a vector, how they are kept, whose they are
     then       groups of 512 rows: their checksums (64 bits each), then their vectors
