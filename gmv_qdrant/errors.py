@@ -10,10 +10,9 @@
     ├── StoreError
     │   ├── StoreUnavailable     no answer, or an answer that says "later"
     │   └── CollectionMismatch   the collection is not the one that the settings describe
-    ├── LedgerError
-    │   ├── LedgerLocked         another process is writing
-    │   └── FingerprintMismatch  the evidence was made with other settings
-    └── EngineError              the cluster that a run was spread over failed
+    └── LedgerError
+        ├── LedgerLocked         another process is writing
+        └── FingerprintMismatch  the evidence was made with other settings
 
 A message is one sentence that says what is wrong, with the offending value and the way out.
 """
@@ -27,7 +26,7 @@ from collections.abc import Iterable
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, the end of a sentence about a name that nothing has; empty where nothing is near."""
     names = {other.casefold(): other for other in known}
-    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6 if len(name) > 3 else 0.5)
     return f" (did you mean {names[near[0]]!r}?)" if near else ""
 
 
@@ -73,7 +72,3 @@ class LedgerLocked(LedgerError):
 
 class FingerprintMismatch(LedgerError):
     """The ledger's evidence was made with other settings."""
-
-
-class EngineError(GmvError):
-    """The cluster that a run was spread over failed."""

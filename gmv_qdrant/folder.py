@@ -1,33 +1,150 @@
-"""The folder of a workspace: making it, and holding its settings against its ledger."""
+"""The folder of a workspace: made whole or not at all, told from other people's folders, used by one writer at a time.
+
+Everything in the folder is the workspace's own, so nothing is made where something else is, and nothing outside
+is ever removed. ``ledger.duckdb`` makes a folder a workspace; ``gmv.toml`` repeats what the ledger knows of the
+settings, and is made again from it where it is lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gmv_qdrant.errors import FingerprintMismatch, SettingsError
+from filelock import FileLock, Timeout
+
+from gmv_qdrant.errors import FingerprintMismatch, LedgerError, LedgerLocked, SettingsError
+from gmv_qdrant.files import sync_folder
 from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.settings import Settings
+from gmv_qdrant.settings import FILE, Settings, read_file
+
+LEDGER = "ledger.duckdb"
+LOCK = ".writing.lock"
+_MAKING = ".ledger.making"
+_CONTENTS = ("credits.duckdb", "qdrant", "vectors")
+"""What only a workspace that was used has."""
+_HARMLESS = {FILE, LOCK, _MAKING, f"{_MAKING}.wal", ".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}
+"""What an empty folder may hold."""
+_PATIENCE = 10.0
+"""Seconds that one `make` waits for another."""
 
 
-def make(root: Path, wanted: Settings, **meta: Any) -> None:
-    """Make a workspace: settings, and an empty ledger, with ``meta`` in it from its first moment."""
-    names = _canonical(wanted)
-    wanted.encoder, wanted.distance, wanted.quality = names["encoder"], names["distance"], names["quality"]
-    wanted.encoder_weights = names["encoder_weights"]
+def is_workspace(root: Path) -> bool:
+    return (root / LEDGER).is_file()
+
+
+def require_workspace(root: Path) -> None:
+    """Raises `SettingsError` with the way out where there is no workspace."""
+    if is_workspace(root):
+        return
+    refuse_lost_ledger(root)
+    near = [child.name for child in _listed(root) if is_workspace(root / child.name)]
+    hint = f"; there is one in it: -w {near[0]}" if near else ""
+    raise SettingsError(f"{root} is not a workspace: make one with 'gmv-qdrant init {root}'{hint}")
+
+
+def refuse_lost_ledger(root: Path) -> None:
+    held = {child.name for child in _listed(root)}
+    if FILE in held and held.intersection(_CONTENTS):
+        way = "copy credits.duckdb to it" if "credits.duckdb" in held else "put it back from a copy"
+        raise LedgerError(f"the workspace {root} has lost its {LEDGER}: {way}; nothing here was changed")
+
+
+def refuse_foreign(root: Path) -> None:
+    """Raises `SettingsError` where the folder holds what isn't a workspace's, or can't be one."""
+    if root.exists() and not root.is_dir():
+        raise SettingsError(f"{root} is a file: name a folder for the workspace")
+    refuse_lost_ledger(root)
+    others = sorted({child.name for child in _listed(root)} - _HARMLESS)
+    if others:
+        raise SettingsError(
+            f"{root} holds other things ({', '.join(map(repr, others[:3]))}{', ...' if others[3:] else ''}), and a "
+            f"workspace has a folder of its own: name a new one, such as {root / 'workspace'}"
+        )
+
+
+def _listed(root: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SettingsError(f"the folder {root} can't be read: {error.strerror}") from error
+
+
+def make(root: Path, wanted: Settings, fill: Callable[[Ledger], None] = lambda _: None, **meta: Any) -> bool:
+    """Make a workspace: settings, and a ledger with ``meta`` in it, which ``fill`` may fill, from its first moment.
+
+    False when there is one already (another process may have been first). Raises `SettingsError` for a folder that
+    holds something else.
+    """
+    if is_workspace(root):
+        return False
+    refuse_foreign(root)
     if wanted.encoder_weights and not Path(wanted.encoder_weights).is_file():
         raise SettingsError(f"encoder_weights = {wanted.encoder_weights!r} is not a file")
-    ledger_file = root / "ledger.duckdb"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        ledger_file.unlink(missing_ok=True)  # of an init that was killed: gmv.toml comes last
-        ledger = Ledger.create(ledger_file)
-        with ledger.write() as con:
-            ledger.set_meta(con, settings=wanted.evidence(), **meta)
-        wanted.write(root)
     except OSError as error:
         raise SettingsError(f"a workspace can't be made at {root}: {error.strerror}") from error
+    with alone(root, patience=_PATIENCE):
+        if is_workspace(root):
+            return False
+        refuse_foreign(root)
+        try:
+            _make_ledger(root, fill, settings=wanted.evidence(), **meta)
+            wanted.write(root)
+        except OSError as error:
+            raise SettingsError(f"a workspace can't be made at {root}: {error.strerror}") from error
+    return True
+
+
+def _make_ledger(root: Path, fill: Callable[[Ledger], None], **meta: Any) -> None:
+    """Under another name first, so that a ledger is whole or not there."""
+    making = root / _MAKING
+    for left in (making, root / f"{_MAKING}.wal"):  # by one that was killed
+        left.unlink(missing_ok=True)
+    ledger = Ledger.create(making)
+    with ledger.write() as con:
+        ledger.set_meta(con, **meta)
+    fill(ledger)
+    with making.open("rb") as file:
+        os.fsync(file.fileno())
+    making.replace(root / LEDGER)
+    sync_folder(root)
+
+
+def unmake(root: Path) -> None:
+    """Take back what `make` and a first run put into a folder that was empty."""
+    for name in (LEDGER, f"{LEDGER}.wal", "credits.duckdb", FILE, LOCK):
+        (root / name).unlink(missing_ok=True)
+    shutil.rmtree(root / "vectors", ignore_errors=True)
+    with contextlib.suppress(OSError):  # what else was there stays, and the folder with it
+        root.rmdir()
+
+
+@contextlib.contextmanager
+def alone(root: Path, patience: float = 0) -> Iterator[None]:
+    """As the only writer of a workspace. Raises `LedgerLocked` when there is another."""
+    lock = FileLock(root / LOCK)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise LedgerLocked(
+            f"another process is working on the workspace {root}: wait for it, or stop it; "
+            "reading (credits, sql, status, export) goes on meanwhile"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"the workspace {root} can't be written to: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def settings_of(root: Path, ledger: Ledger, overrides: dict[str, Any]) -> Settings:
@@ -36,13 +153,12 @@ def settings_of(root: Path, ledger: Ledger, overrides: dict[str, Any]) -> Settin
     given = {name: value for name, value in overrides.items() if value is not None}
     if kept["qdrant_url"] is None and "qdrant_url" not in given:
         given["qdrant_url"] = ""  # an embedded workspace stays so, whatever QDRANT_URL says
-    settings = Settings.resolve(root, **given)
-    settings.qdrant_url = settings.qdrant_url or None
+    settings = Settings.resolve(root, kept=kept, **given)
     if kept["qdrant_url"] and settings.qdrant_url:
         kept["qdrant_url"] = settings.qdrant_url  # the same deployment may move to another address
     mine = settings.evidence()
     if mine != kept:  # names may be spelt shorter than the workspace keeps them
-        mine = _canonical(settings)
+        mine = canonical(settings).evidence()
     for name, value in kept.items():
         if mine[name] != value:
             raise FingerprintMismatch(
@@ -52,16 +168,21 @@ def settings_of(root: Path, ledger: Ledger, overrides: dict[str, Any]) -> Settin
     return settings
 
 
-def _canonical(settings: Settings) -> dict[str, Any]:
-    """The evidence settings with names spelt out, as a workspace keeps them."""
+def restore_settings(root: Path, settings: Settings) -> None:
+    """Write ``gmv.toml`` again where it was lost, or emptied by a power cut."""
+    if "encoder" not in read_file(root / FILE):
+        settings.write(root)
+
+
+def canonical(settings: Settings) -> Settings:
+    """With the names of models spelt out, as a workspace keeps them."""
     from gmv_qdrant.models.encoders import canonical_distance_name, canonical_encoder_name
     from gmv_qdrant.models.quality import canonical_quality_name
 
     weights = settings.encoder_weights
-    return {
-        **settings.evidence(),
-        "encoder": canonical_encoder_name(settings.encoder),
-        "distance": canonical_distance_name(settings.distance),
-        "quality": canonical_quality_name(settings.quality),
-        "encoder_weights": str(Path(weights).absolute()) if weights else None,
-    }
+    return settings.replaced(
+        encoder=canonical_encoder_name(settings.encoder),
+        distance=canonical_distance_name(settings.distance),
+        quality=canonical_quality_name(settings.quality),
+        encoder_weights=str(Path(weights).absolute()) if weights else None,
+    )

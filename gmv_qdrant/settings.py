@@ -2,47 +2,135 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
+import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypedDict
-
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from gmv_qdrant.errors import SettingsError, did_you_mean
+from gmv_qdrant.files import write_atomically
 
 FILE = "gmv.toml"
+T = TypeVar("T")
 
-IMMUTABLE_SETTINGS = (
-    "encoder",
-    "encoder_weights",
-    "distance",
-    "quality",
-    "candidates",
-    "quantization",
-    "views",
-    "qdrant_url",
-    "collection",
-    "vector_name",
-    "tenant",
-)
-"""Settings that decide what the evidence is, and where it is; they are written at ``init`` and stay."""
+# -- what a value may be: from what a flag, a variable or TOML holds; a ValueError says what it must be --
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    if not isinstance(value, str | Path) or "\x00" in text or text.encode(errors="ignore").decode() != text:
+        raise ValueError("text in UTF-8")
+    return text
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _flag(value: Any) -> bool:
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if str(value).lower() not in words:
+        raise ValueError("true or false")
+    return words[str(value).lower()]
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[Any], int]:
+    allowed = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,18}", str(value).strip()):
+            raise ValueError(allowed)
+        number = int(str(value))
+        if number < low or (high is not None and number > high):
+            raise ValueError(allowed)
+        return number
+
+    return parse
+
+
+def _number(high: float = math.inf) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number <= high or math.isinf(number):
+            raise ValueError("a number above 0" + (f", at most {high:g}" if high < math.inf else ""))
+        return number
+
+    return parse
+
+
+def _one_of(*names: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}{did_you_mean(str(value), names)}")
+        return str(value)
+
+    return parse
+
+
+def _collection(value: Any) -> str:
+    if not re.fullmatch(r"[^/\\\x00<>:\"|?*]{1,255}", _text(value)):
+        raise ValueError('a name of 1 to 255 characters without any of / \\ < > : " | ? *')
+    return str(value)
+
+
+def _server(value: Any) -> str | None:
+    """The URL is kept in the workspace and shown, so nothing secret may be in it."""
+    if "@" in _text(value) or "?" in str(value):
+        raise SettingsError(
+            "the URL of the Qdrant server carries a user, a password or a query, and it would be kept in the "
+            "workspace: give its bare address, and the API key as QDRANT_API_KEY"
+        )
+    return str(value) or None  # empty: the embedded store, whatever QDRANT_URL says
+
+
+def _payload(value: Any) -> dict[str, str | int | bool]:
+    expected = ValueError('names and values, such as { customer = "a" }')
+    try:
+        pairs = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise expected from None
+    if not isinstance(pairs, dict) or not all(isinstance(held, str | int | bool) for held in pairs.values()):
+        raise expected
+    return dict(pairs)
+
+
+class Secret:
+    """A text that nothing shows: only ``get_secret_value()`` gives it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def get_secret_value(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+
+def _secret(value: Any) -> Secret:
+    return value if isinstance(value, Secret) else Secret(_text(value))
+
+
+# -- the settings ------------------------------------------------------------------------------------
 
 
 class SettingOptions(TypedDict, total=False):
@@ -74,125 +162,183 @@ class SettingOptions(TypedDict, total=False):
     ray_workers: int | None
 
 
-class StandingValue(BaseModel):
+class About(NamedTuple):
+    """What is known of a setting beside its default."""
+
+    meaning: str
+    parse: Callable[[Any], Any]
+    fixed: bool
+    """It decides what the evidence is, or where it is: written at ``init``, and stays."""
+    variable: str | None
+    """Its environment variable where that isn't ``GMV_`` and its name."""
+
+
+def _setting(
+    default: Any,
+    parse: Callable[[Any], Any],
+    meaning: str,
+    *,
+    fixed: bool = False,
+    variable: str | None = None,
+) -> Any:
+    about = About(meaning, parse, fixed, variable)
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata={"about": about})
+    return dataclasses.field(default=default, metadata={"about": about})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StandingValue:
     """``[value]`` of ``gmv.toml``: how this workspace's evidence becomes money.
 
-    k: candidates that count, None for all. temperature or calibration: one of them, or neither: then the latest
-    calibration ``default``, and the temperature 1 where there is none. quality: whether to weigh by it.
+    temperature or calibration: one of them, or neither: then the latest calibration ``default``, and the
+    temperature 1 where there is none.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    rule: Literal["owner-shapley", "shares"] = _setting(
+        "owner-shapley",
+        _one_of("owner-shapley", "shares"),
+        "how the credit of one generated image is divided",
+    )
+    k: int | None = _setting(None, _integer(1), "candidates that count; by itself all")
+    temperature: float | None = _setting(None, _number(1e9), "T in exp(-d/T)")
+    calibration: str | None = _setting(None, _text, "a value function that `calibrate` kept")
+    quality: bool = _setting(True, _flag, "weigh by the quality of generated images")
 
-    rule: Literal["owner-shapley", "shares"] = "owner-shapley"
-    k: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=1e-9, le=1e9)
-    calibration: str | None = None
-    quality: bool = True
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> StandingValue:
+    def __post_init__(self) -> None:
         if self.temperature is not None and self.calibration is not None:
-            raise ValueError("give a temperature or a calibration, which has one of its own")
-        return self
+            raise ValueError(
+                "a table with a temperature or a calibration, which has one of its own, not with both"
+            )
 
 
-class StandingPayout(BaseModel):
-    """``[payout]`` of ``gmv.toml``: the currency (ISO 4217), and the least that is paid out."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class StandingPayout:
+    """``[payout]`` of ``gmv.toml``."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    currency: str = "XXX"
-    minimum: str = "0"
+    currency: str = _setting("XXX", _text, "ISO 4217")
+    minimum: str = _setting("0", _text, "the least that is paid out")
 
 
-class Settings(BaseSettings):
+def _table(kind: type[T]) -> Callable[[Any], T]:
+    def parse(value: Any) -> T:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(f"a table with some of {', '.join(abouts(kind))}")
+        return kind(**{name: _parsed(abouts(kind), name, held, name) for name, held in value.items()})
+
+    return parse
+
+
+@dataclasses.dataclass(slots=True)
+class Settings:
     """Settings of one workspace.
 
     The first group decides what the evidence is and belongs to the ledger; the second only decides how fast it
     is made, and may differ from run to run.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="GMV_", extra="forbid", populate_by_name=True, validate_default=True
+    encoder: str = _setting("clip:ViT-B-32-quickgelu/openai", _text, "recall encoder", fixed=True)
+    encoder_weights: str | None = _setting(None, _text, "a local file with its weights", fixed=True)
+    distance: str = _setting("dreamsim", _text, "re-rank distance", fixed=True)
+    quality: str = _setting("maniqa", _text, "quality metric of generated images", fixed=True)
+    candidates: int = _setting(200, _integer(1, 10_000), "K, candidates of the recall phase", fixed=True)
+    quantization: Literal["pq", "turbo", "scalar", "none"] = _setting(
+        "pq",
+        _one_of("pq", "turbo", "scalar", "none"),
+        "of the recall vectors: `pq` (16 times smaller), `turbo`, `scalar`, `none`",
+        fixed=True,
+    )
+    views: Literal["none", "flip"] = _setting(
+        "none",
+        _one_of("none", "flip"),
+        "`flip`: a generated image is matched as it is and mirrored, and the smaller distance counts",
+        fixed=True,
+    )
+    qdrant_url: str | None = _setting(
+        None,
+        _server,
+        "a Qdrant server; without it the embedded store is used. The address may change later, the rest not",
+        fixed=True,
+        variable="QDRANT_URL",
+    )
+    collection: str = _setting("training", _collection, "name of the collection", fixed=True)
+    vector_name: str = _setting(
+        "recall", _text, "name of the vector in it; empty: an adopted collection's unnamed one", fixed=True
+    )
+    tenant: dict[str, str | int | bool] = _setting(
+        {},
+        _payload,
+        'in an adopted collection: payload fields that every point must have (`{ customer = "a" }`)',
+        fixed=True,
     )
 
-    encoder: str = "clip:ViT-B-32-quickgelu/openai"
-    encoder_weights: str | None = None
-    distance: str = "dreamsim"
-    quality: str = "maniqa"
-    candidates: int = Field(200, ge=1, le=10_000)
-    quantization: Literal["pq", "turbo", "scalar", "none"] = "pq"
-    views: Literal["none", "flip"] = "none"
-    qdrant_url: str | None = Field(None, validation_alias=AliasChoices("qdrant_url", "QDRANT_URL"))
-    collection: str = Field("training", pattern=r"^[^/\\\x00<>:\"|?*]{1,255}$")
-    vector_name: str = "recall"
-    tenant: dict[str, str | int | bool] = Field(default_factory=dict)
-
-    qdrant_api_key: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("qdrant_api_key", "QDRANT_API_KEY"), exclude=True
+    qdrant_api_key: Secret | None = _setting(
+        None,
+        _secret,
+        "the server's key; from the environment only, never written anywhere",
+        variable="QDRANT_API_KEY",
     )
-    qdrant_api_key_file: Path | None = None
-    qdrant_grpc: bool = False
-    qdrant_timeout: float = Field(60.0, gt=0)
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    batch_size: int | None = Field(None, ge=1)
-    workers: int | None = Field(None, ge=0)
-    target_recall: float = Field(0.99, gt=0, le=1)
-    cache_dir: Path | None = None
-    offline: bool = False
-    engine: Literal["local", "ray"] = "local"
-    ray_workers: int | None = Field(None, ge=1)
-    value: StandingValue = StandingValue()
-    payout: StandingPayout = StandingPayout()
+    qdrant_api_key_file: Path | None = _setting(None, _path, "a file with the key")
+    qdrant_grpc: bool = _setting(False, _flag, "gRPC instead of REST")
+    qdrant_timeout: float = _setting(60.0, _number(), "seconds for one request")
+    device: str = _setting("auto", _text, "`cuda` where there is one, else `mps`, else `cpu`")
+    precision: Literal["fp32", "bf16"] = _setting(
+        "fp32",
+        _one_of("fp32", "bf16"),
+        "`bf16` casts the networks; it moves distances, so the first run decides for the workspace",
+    )
+    batch_size: int | None = _setting(
+        None,
+        _integer(1),
+        "images in one forward pass; by itself up to 64 on a CPU and 256 on a GPU, and halved when there is no room",
+    )
+    workers: int | None = _setting(
+        None, _integer(0), "threads that read and decode; by itself one for each core, at most 8"
+    )
+    target_recall: float = _setting(
+        0.99,
+        _number(1.0),
+        "share of the exact K nearest that the search must find; measured, searched harder until met",
+    )
+    cache_dir: Path | None = _setting(
+        None, _path, "where weights are kept; by itself each package's own folder"
+    )
+    offline: bool = _setting(False, _flag, "never ask the network for weights (also `HF_HUB_OFFLINE=1`)")
+    engine: Literal["local", "ray"] = _setting(
+        "local",
+        _one_of("local", "ray"),
+        "where images go through the networks: in this process, or on a `ray` cluster",
+    )
+    ray_workers: int | None = _setting(
+        None, _integer(1), "worker processes of `engine = ray`; by itself one for each GPU"
+    )
+    value: StandingValue = _setting(StandingValue(), _table(StandingValue), "how evidence becomes money")
+    payout: StandingPayout = _setting(StandingPayout(), _table(StandingPayout), "of all payouts")
 
-    @field_validator("qdrant_url")
     @classmethod
-    def _without_secrets(cls, url: str | None) -> str | None:
-        """The URL is kept in the workspace and shown, so nothing secret may be in it."""
-        if url and ("@" in url or "?" in url):
-            raise SettingsError(
-                "the URL of the Qdrant server carries a user, a password or a query, and it would be kept in the "
-                "workspace: give its bare address, and the API key as QDRANT_API_KEY"
-            )
-        return url
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        return (*sources, TomlConfigSettingsSource(cls)) if cls.model_config.get("toml_file") else sources
-
-    @classmethod
-    def resolve(cls, workspace: Path | None = None, **flags: Any) -> Settings:
+    def resolve(
+        cls, workspace: Path | None = None, *, kept: dict[str, Any] | None = None, **flags: Any
+    ) -> Settings:
         """Settings from flags (``None`` means not given), the environment and the workspace's file.
 
+        kept: what stands in the place of defaults: the settings in a workspace's ledger.
         Raises `SettingsError` with the offending value.
         """
         file = workspace / FILE if workspace else None
-        made = type("Settings", (cls,), {"model_config": {**cls.model_config, "toml_file": file}})
-        given = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items() if v is not None}
-        try:
-            settings = made(**given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "settings"
-            if first["type"] == "extra_forbidden":  # its value may be a secret under a misspelt name
-                raise SettingsError(
-                    f"there is no setting {name!r}{did_you_mean(name, cls.model_fields)}: see docs/settings.md for "
-                    "those there are"
-                ) from None
-            value = "..." if "api_key" in name.lower() else repr(first["input"])
-            raise SettingsError(f"{name} = {value} can't be used: {first['msg']}") from None
-        except ValueError as error:  # TOML that doesn't parse
-            raise SettingsError(f"{file} can't be read: {error}") from None
-        return cls.model_construct(**{name: getattr(settings, name) for name in cls.model_fields})
+        given = {name: (value, name) for name, value in (kept or {}).items() if value is not None}
+        given |= {name: (value, f"{name} in {file}") for name, value in read_file(file).items()}
+        for name, about in ABOUT.items():
+            variable = about.variable or f"GMV_{name.upper()}"
+            if value := os.environ.get(variable):
+                given[name] = (value, variable)
+        given |= {name: (value, name) for name, value in flags.items() if value is not None}
+        return cls(**{name: _parsed(ABOUT, name, value, where) for name, (value, where) in given.items()})
+
+    def replaced(self, **changes: Any) -> Settings:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)
 
     def evidence(self) -> dict[str, Any]:
         """The settings that belong to the ledger."""
@@ -201,36 +347,73 @@ class Settings(BaseSettings):
     def write(self, workspace: Path) -> None:
         """Keep the evidence settings in the workspace's file, beside others that are in it; secrets never are."""
         lines = ["# What this workspace's evidence is made with; start another workspace to change it."]
-        kept = {**_others(workspace / FILE), **self.evidence()}
-        for name, value in kept.items():
+        others = {n: v for n, v in read_file(workspace / FILE).items() if n not in IMMUTABLE_SETTINGS}
+        for name, value in {**others, **self.evidence()}.items():
             if value is not None and value != {}:
                 lines.append(f"{name} = {_toml(value)}")
-        partial = workspace / (FILE + ".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(partial, workspace / FILE)
+        write_atomically(workspace / FILE, "\n".join(lines) + "\n")
 
     @property
-    def api_key(self) -> SecretStr | None:
+    def api_key(self) -> Secret | None:
         """The server's key, from ``QDRANT_API_KEY`` or the key file; never kept."""
-        if self.qdrant_api_key is not None or self.qdrant_api_key_file is None:
+        file = self.qdrant_api_key_file
+        if self.qdrant_api_key is not None or file is None:
             return self.qdrant_api_key
         try:
-            return SecretStr(self.qdrant_api_key_file.read_text(encoding="utf-8").strip())
+            key = file.read_text(encoding="utf-8").strip()
         except OSError as error:
+            raise SettingsError(f"the key file {file} can't be read: {error.strerror}") from None
+        except UnicodeDecodeError:
             raise SettingsError(
-                f"the key file {self.qdrant_api_key_file} can't be read: {error.strerror}"
+                f"the key file {file} isn't text in UTF-8: write the bare key into it"
             ) from None
+        if not key or not key.isprintable() or not key.isascii():
+            raise SettingsError(f"the key file {file} must hold one line, the bare key")
+        return Secret(key)
 
 
-def _others(file: Path) -> dict[str, Any]:
-    """What people added to the file: settings that only say how fast a run is made."""
-    if not file.is_file():
-        return {}
-    there = tomllib.loads(file.read_text(encoding="utf-8"))
-    return {name: value for name, value in there.items() if name not in IMMUTABLE_SETTINGS}
+def abouts(kind: Any) -> dict[str, About]:
+    """What is known of each field of `Settings`, or of a table in it."""
+    return {field.name: field.metadata["about"] for field in dataclasses.fields(kind)}
+
+
+ABOUT = abouts(Settings)
+IMMUTABLE_SETTINGS = tuple(name for name, about in ABOUT.items() if about.fixed)
+"""Settings that decide what the evidence is, and where it is; they are written at ``init`` and stay."""
+
+
+def read_file(file: Path | None) -> dict[str, Any]:
+    """The names and values in a ``gmv.toml``; none where there is no such file.
+
+    Raises `SettingsError` for one that can't be read, and for a name that no setting has.
+    """
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+    except OSError as error:
+        raise SettingsError(f"{file} can't be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise SettingsError(
+            f"{file} can't be read: {error}; take away the line, or the whole file: what the ledger knows is made again"
+        ) from None
+    for name in found:
+        if name not in ABOUT:  # its value may be a secret under a misspelt name, so it isn't shown
+            raise SettingsError(
+                f"there is no setting {name!r}{did_you_mean(name, ABOUT)}: take it out of {file}"
+            )
+    return found
+
+
+def _parsed(known: dict[str, About], name: str, value: Any, where: str) -> Any:
+    if name not in known:
+        raise SettingsError(f"there is no setting {name!r}{did_you_mean(name, known)}")
+    try:
+        return known[name].parse(value)
+    except ValueError as error:
+        shown = "..." if "api_key" in name else repr(value)
+        raise SettingsError(f"{where} = {shown} can't be used: it must be {error}") from None
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 import duckdb
-from filelock import FileLock, Timeout
 
 from gmv_qdrant import folder
 from gmv_qdrant.accounting.payout import Money, payout
-from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
+from gmv_qdrant.errors import SettingsError, SourceError, StoreError, did_you_mean
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run, recorded
-from gmv_qdrant.settings import FILE, IMMUTABLE_SETTINGS, SettingOptions, Settings
+from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings
 
 if TYPE_CHECKING:
     from gmv_qdrant.pipeline.check import Finding
@@ -108,9 +107,8 @@ class Workspace:
         **settings: Unpack[SettingOptions],
     ) -> None:
         self.path = Path(path).absolute()
-        if not (self.path / FILE).is_file():
-            raise SettingsError(f"{self.path} is not a workspace: make one with 'gmv-qdrant init {path}'")
-        self.ledger = Ledger.open(self.path / "ledger.duckdb")
+        folder.require_workspace(self.path)
+        self.ledger = Ledger.open(self.path / folder.LEDGER)
         if self.ledger.meta().get("switching") == "true":
             from gmv_qdrant.deployments.moving import finish_switch
 
@@ -133,17 +131,17 @@ class Workspace:
     def init(cls, path: str | Path, **settings: Unpack[SettingOptions]) -> Self:
         """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
         root = Path(path).absolute()
-        given: dict[str, Any] = {**settings}
-        if not (root / FILE).exists():
-            wanted = Settings.resolve(**given)
+        if not folder.is_workspace(root):
+            wanted = folder.canonical(Settings.resolve(root, **settings))
             if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
                 raise SettingsError(
                     f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the "
                     "collection of a workspace is its own, so give each tenant a workspace and a collection"
                 )
             folder.make(root, wanted)
-            given = {name: value for name, value in given.items() if name not in IMMUTABLE_SETTINGS}
-        return cls(root, **given)
+        made = cls(root, **settings)
+        folder.restore_settings(root, made.settings)
+        return made
 
     def status(self) -> dict[str, Any]:
         """What the workspace holds, the proof of quantization, what is stale, the latest runs.
@@ -459,13 +457,13 @@ class Workspace:
         Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
         """
         from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields, describe_foreign
-        from gmv_qdrant.shards import clear
 
         root = Path(path).absolute()
         given: dict[str, Any] = {**settings}
-        fresh = not (root / FILE).is_file()
+        fresh = not folder.is_workspace(root)
         if fresh:
-            wanted = Settings.resolve(**given)
+            folder.refuse_foreign(root)
+            wanted = folder.canonical(Settings.resolve(root, **given))
             spec = describe_foreign(wanted, given.get("vector_name"))
             mapping = adopted_fields({}, fields or {})
             folder.make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})
@@ -487,9 +485,7 @@ class Workspace:
                 adopt(context, run, mapping, options)
         except BaseException:
             if fresh and not workspace._believed():
-                clear(root / "features")
-                for name in (FILE, "ledger.duckdb", "ledger.duckdb.wal", ".writing.lock"):
-                    (root / name).unlink(missing_ok=True)
+                folder.unmake(root)
             raise
         return run.summary()
 
@@ -511,9 +507,7 @@ class Workspace:
         checked = Settings.resolve(
             qdrant_url=to_server or "", collection=collection or self.settings.collection
         )
-        there = self.settings.model_copy(
-            update={"qdrant_url": checked.qdrant_url or None, "collection": checked.collection}
-        )
+        there = self.settings.replaced(qdrant_url=checked.qdrant_url or None, collection=checked.collection)
         with self._run("migrate", networks=False, to=there.qdrant_url, collection=there.collection) as (
             context,
             run,
@@ -547,24 +541,13 @@ class Workspace:
         from gmv_qdrant.pipeline.context import Context
         from gmv_qdrant.pipeline.streams import NullProgress
 
-        lock = FileLock(self.path / ".writing.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise LedgerLocked(
-                f"another process is working on the workspace {self.path}: wait for it, or stop it; "
-                "reading (credits, sql, status, export) goes on meanwhile"
-            ) from None
-        except OSError as error:
-            raise SettingsError(f"the workspace {self.path} can't be written to: {error.strerror}") from error
-        context = Context(self.path, self.settings, self.ledger, self._progress or NullProgress())
-        try:
-            yield context
-        finally:
+        with folder.alone(self.path):
+            folder.restore_settings(self.path, self.settings)
+            context = Context(self.path, self.settings, self.ledger, self._progress or NullProgress())
             try:
-                context.close()
+                yield context
             finally:
-                lock.release()
+                context.close()
 
     def _retry(
         self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]

@@ -34,7 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def changed(settings: Settings, **fields: object) -> Settings:
-    return settings.model_copy(update=fields)
+    return settings.replaced(**fields)
 
 
 def test_the_first_use_gives_what_the_ledger_keeps_and_the_next_agrees(settings: Settings) -> None:

@@ -57,7 +57,7 @@ def describe_foreign(settings: Settings, vector_name: str | None) -> CollectionS
     """
     if not settings.qdrant_url:
         raise SettingsError("which server has the collection? Give --qdrant-url, or set QDRANT_URL")
-    with open_existing(settings.model_copy(update={"tenant": {}}), vector_name) as store:
+    with open_existing(settings.replaced(tenant={}), vector_name) as store:
         settings.tenant = {name: _as_stored(store, name, value) for name, value in settings.tenant.items()}
         points = store.count([Condition(name, (value,)) for name, value in settings.tenant.items()])
         spec = store.spec

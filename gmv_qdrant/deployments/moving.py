@@ -53,7 +53,7 @@ def finish_switch(root: Path, ledger: Ledger) -> None:
     meta = ledger.meta()
     if meta.get("switching") != "true":
         return
-    Settings.resolve().model_copy(update=json.loads(meta["settings"])).write(root)
+    Settings.resolve().replaced(**json.loads(meta["settings"])).write(root)
     with ledger.write() as con:
         ledger.set_meta(con, switching=False)
 
@@ -129,7 +129,7 @@ def _remove(context: Context, run: Run) -> None:
         context.close()
         shutil.rmtree(context.root / EDGE_FOLDER, ignore_errors=True)
     else:
-        old = context.settings.model_copy(update={"qdrant_url": url, "collection": collection})
+        old = context.settings.replaced(qdrant_url=url, collection=collection)
         with open_existing(old, old.vector_name) as store:
             run.counts["removed"] = _empty(store)
     with context.ledger.write() as con:

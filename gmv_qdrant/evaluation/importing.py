@@ -24,11 +24,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from gmv_qdrant import folder
 from gmv_qdrant.errors import FingerprintMismatch, SettingsError, SourceError
 from gmv_qdrant.evaluation.evidence import resolve
 from gmv_qdrant.ledger.database import Ledger, insert
 from gmv_qdrant.ledger.runs import recorded
-from gmv_qdrant.settings import FILE, Settings
+from gmv_qdrant.settings import Settings
 
 MAPPINGS = ("share", "similarity", "distance")
 _COPIED = ("training", "sources", "generated")
@@ -54,7 +55,7 @@ def import_scores(
     """
     if score_type not in MAPPINGS:
         raise SettingsError(f"score_type = {score_type!r} can't be used: it is one of {', '.join(MAPPINGS)}")
-    if (into / FILE).exists():
+    if folder.is_workspace(into):
         raise SettingsError(f"{into} is a workspace already: imported scores get a new one")
     table = _read(file)
     if not table.num_rows:
@@ -149,28 +150,22 @@ def _write(
     batch: str,
     **about: Any,
 ) -> None:
-    """Ledger first, ``gmv.toml`` last, like `init`."""
     name = f"imported:{about['method']}"
-    mine = settings.model_copy(
-        update={"encoder": name, "distance": name, "encoder_weights": None, "qdrant_url": None, "quantization": "none",
-                "views": "none", "candidates": int(about["most"])}
-    )  # fmt: skip
+    mine = settings.replaced(
+        encoder=name,
+        distance=name,
+        encoder_weights=None,
+        qdrant_url=None,
+        quantization="none",
+        views="none",
+        candidates=int(about["most"]),
+    )
     copied = {table: ledger.query(f"FROM {table}") for table in _COPIED}
     valued = pa.table({"key": np.unique(kept["generated_key"].to_numpy())})
     imported = {**about, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    try:
-        into.mkdir(parents=True, exist_ok=True)
-        (into / "ledger.duckdb").unlink(missing_ok=True)  # of an import that was killed
-        fresh = Ledger.create(into / "ledger.duckdb")
-        with fresh.write() as con:
-            training_version = ledger.training_version
-            fresh.set_meta(
-                con,
-                settings=mine.evidence(),
-                imported=imported,
-                fingerprint={"imported": imported},
-                training_version=training_version,
-            )
+    training_version = ledger.training_version
+
+    def fill(fresh: Ledger) -> None:
         with recorded(fresh, "import-scores", mine.evidence()) as run, fresh.write() as con:
             for table, rows in copied.items():
                 con.register("rows_to_copy", rows)
@@ -185,9 +180,15 @@ def _write(
             insert(con, "matches", kept)
             run.counts["valued"] = valued.num_rows
             fresh.set_meta(con, imported_at=datetime.now(UTC).isoformat())
-        mine.write(into)
-    except OSError as error:
-        raise SettingsError(f"a workspace can't be made at {into}: {error.strerror}") from error
+
+    folder.make(
+        into,
+        mine,
+        fill,
+        imported=imported,
+        fingerprint={"imported": imported},
+        training_version=training_version,
+    )
 
 
 def refuse_if_imported(ledger: Ledger, verb: str) -> None:

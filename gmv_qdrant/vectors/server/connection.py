@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import tenacity
-from pydantic import SecretStr
 
 from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
+from gmv_qdrant.settings import Secret
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -31,7 +31,7 @@ class ServerConfig:
     """Where a Qdrant server is and how to talk to it."""
 
     url: str = field(repr=False)
-    api_key: SecretStr | None = None
+    api_key: Secret | None = None
     timeout: float = 60.0
     """Seconds that one request may take (rounded up to whole seconds)."""
     prefer_grpc: bool = False
