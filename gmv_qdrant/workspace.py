@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gmv_qdrant.pipeline.check import Finding
     from gmv_qdrant.pipeline.context import Context
     from gmv_qdrant.pipeline.streams import Progress
+    from gmv_qdrant.web.server import Served
 
 Relation = duckdb.DuckDBPyRelation
 T = TypeVar("T")
@@ -338,15 +339,22 @@ class Workspace:
         host: str = "127.0.0.1",
         port: int = 8377,
         *,
+        root_path: str = "",
+        allowed_hosts: Sequence[str] = (),
         tell: Callable[[str], None] = lambda address: None,
-    ) -> None:
+    ) -> "Served | None":
         """Serve the pages until interrupted: to this computer only, or, with another host, to who has the token.
 
-        tell: gets the address to open, with the token in it.
+        root_path, allowed_hosts: what a proxy in front puts before every path, and the names that it goes by.
+        tell: gets the address to open, with the token in it. In a notebook it returns at once; ``.stop()`` ends it.
         """
+        from gmv_qdrant.web.app import application
         from gmv_qdrant.web.server import serve
 
-        serve(self.path, self.ledger, self.settings, host, port, tell=tell)
+        app = application(
+            self.path, self.ledger, self.settings, host, root_path=root_path, allowed_hosts=allowed_hosts
+        )
+        return serve(app, host, port, tell=tell)
 
     # -- is it true? ---------------------------------------------------------------------------------
 

@@ -34,8 +34,10 @@ def synthetic(
             'label ' || i % 10, NULL, NULL, NULL, NULL FROM range(1, {training + 1}) r(i)"""
         )
         con.execute(
-            f"""INSERT INTO generated SELECT j, 'made-' || j, 'hash-' || j, '{uri}generated-' || j || '.png',
-            'batch ' || j % 2, 'label ' || j % 10, 0.1 + 0.8 * (hash(j) % 1000) / 1000, 1.0, 1, NULL
+            f"""INSERT INTO generated (generated_key, point_id, content_hash, uri,
+            batch, label, quality, recall_radius, version_valued)
+            SELECT j, 'made-' || j, 'hash-' || j, '{uri}generated-' || j || '.png',
+            'batch ' || j % 2, 'label ' || j % 10, 0.1 + 0.8 * (hash(j) % 1000) / 1000, 1.0, 1
             FROM range(1, {generated + 1}) r(j)"""
         )
         con.execute(

@@ -37,10 +37,20 @@ def report(workspace: Any, target: Path, title: str | None, **options: Any) -> N
 @click.option(
     "--port", default=8377, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one."
 )
+@click.option(
+    "--root-path", default="", help="What stands before every path, where a proxy hands the pages on."
+)
+@click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name that the proxy goes by.")
 @with_workspace
-def serve(workspace: Any, host: str, port: int) -> None:
+def serve(workspace: Any, host: str, port: int, root_path: str, allowed_hosts: tuple[str, ...]) -> None:
     """The same as local pages: browse, sort, filter, drop an image and see its contributors."""
-    workspace.serve(host, port, tell=lambda address: note(f"open {address} (Ctrl+C stops it)"))
+    workspace.serve(
+        host,
+        port,
+        root_path=root_path,
+        allowed_hosts=allowed_hosts,
+        tell=lambda address: note(f"open {address} (Ctrl+C stops it)"),
+    )
 
 
 COMMANDS = (report, serve)

@@ -61,10 +61,10 @@ def name(uri: str | None) -> str:
     return (uri or "unknown source").rstrip("/").rpartition("/")[2]
 
 
-def environment() -> jinja2.Environment:
-    """Templates that escape everything; a template that names what isn't there fails its tests."""
+def environment(*packages: str) -> jinja2.Environment:
+    """Templates of the report and of these packages; all is escaped, and a name that isn't there is an error."""
     env = jinja2.Environment(
-        loader=jinja2.PackageLoader("gmv_qdrant.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in ("gmv_qdrant.report", *packages)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

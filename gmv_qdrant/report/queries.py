@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from gmv_qdrant.ledger.database import Connection, Ledger
-from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.queries import RULES, ValueFunction
 
 Row = dict[str, Any]
 
@@ -61,7 +61,7 @@ _TABLES = {
         JOIN effective_contributors({arguments}) e USING (generated_key) GROUP BY generated_key""",
     "owners": """
         SELECT c.name, c.value, c.share, c.images, c.value / nullif(c.images, 0) AS each, i.low, i.high
-        FROM credits('owner', {arguments}) c LEFT JOIN ({intervals}) i ON i.name IS NOT DISTINCT FROM c.name""",
+        FROM {macro}('owner', {arguments}) c LEFT JOIN ({intervals}) i ON i.name IS NOT DISTINCT FROM c.name""",
     "quarantine": """SELECT uri, reason, "at"::VARCHAR AS noted FROM quarantine ORDER BY "at" DESC, uri LIMIT {most}""",
     "batches": "SELECT batch, count(*) AS images FROM generated GROUP BY batch ORDER BY batch LIMIT {most}",
     "runs": """
@@ -113,15 +113,17 @@ class Snapshot:
         self.sums = self._sums()
 
     @classmethod
-    def take(cls, ledger: Ledger, function: ValueFunction) -> Snapshot:
+    def take(cls, ledger: Ledger, function: ValueFunction, rule: str = "shares") -> Snapshot:
         """Read all that depends on the whole of the evidence: seconds at 100,000 generated images.
+
+        rule: by which the owners' credit is divided; intervals are those of ``shares``.
 
         The connection is of the kind that people's SQL gets, so that in one process neither shuts the other out.
         """
-        words: dict[str, Any] = {"arguments": function.sql(), "most": MOST_LISTED}
+        words: dict[str, Any] = {"arguments": function.sql(), "most": MOST_LISTED, "macro": RULES[rule]}
         with ledger.read(locked=True) as con:
             words["intervals"] = (
-                _INTERVALS.format(level=INTERVAL, **words) if _has_intervals(con) else _NO_INTERVALS
+                _INTERVALS.format(level=INTERVAL, **words) if rule == "shares" else _NO_INTERVALS
             )
             return cls(function, {name: _arrow(con, sql.format(**words)) for name, sql in _TABLES.items()})
 
@@ -154,6 +156,17 @@ class Snapshot:
     def generated(self, sort: str, offset: int, count: int, keys: pa.Table | None = None) -> list[Row]:
         """A page of generated images: generated_key, batch, quality, nearest, effective."""
         return self._page("images", GENERATED_SORTS[sort], offset, count, keys)
+
+    def count(self, table: str, keys: pa.Table | None = None) -> int:
+        """Rows of ``training_values`` or ``images``; of those in ``keys`` where given."""
+        if keys is not None:
+            return int(keys.num_rows)
+        return int(self.ask(f"SELECT count(*) AS n FROM {table}")[0]["n"])
+
+    def count_owners(self, matching: str) -> int:
+        """Owners with ``matching`` in their name."""
+        sql = "SELECT count(*) AS n FROM owners WHERE $1 = '' OR contains(lower(name), lower($1))"
+        return int(self.ask(sql, [matching])[0]["n"])
 
     def _page(self, table: str, order: str, offset: int, count: int, keys: pa.Table | None) -> list[Row]:
         with self._lock:
@@ -308,6 +321,19 @@ def beneficiaries(ledger: Ledger, key: int, function: ValueFunction, most: int) 
         )
 
 
+def choices(ledger: Ledger) -> dict[str, list[str]]:
+    """What the pages let people choose from: names of ``batches`` and ``calibrations``."""
+    with ledger.read(locked=True) as con:
+        return {
+            "batches": [
+                row["batch"] for row in _rows(con, "SELECT DISTINCT batch FROM generated ORDER BY batch")
+            ],
+            "calibrations": [
+                row["name"] for row in _rows(con, "SELECT DISTINCT name FROM calibrations ORDER BY name")
+            ],
+        }
+
+
 def training_keys(ledger: Ledger, *, owner: str | None = None, named: str = "") -> pa.Table:
     """Keys of the training images with a source of this owner ('' is nobody) and ``named`` in its URI or label."""
     with ledger.read(locked=True) as con:
@@ -335,12 +361,6 @@ def _with_keys(ledger: Ledger, keys: Sequence[int], sql: str) -> list[Row]:
     """Keys go in as a parameter: registering a table fails when other threads open the file at that moment."""
     with ledger.read(locked=True) as con:
         return _rows(con, f"WITH wanted_keys AS (SELECT unnest($1::INTEGER[]) AS key) {sql}", [list(keys)])
-
-
-def _has_intervals(con: Connection) -> bool:
-    """A ledger keeps the macros that it was made with, and early ones had no intervals."""
-    found = con.execute("SELECT 1 FROM duckdb_functions() WHERE function_name = 'credit_intervals' LIMIT 1")
-    return bool(found.fetchall())
 
 
 def _arrow(con: Connection, sql: str, parameters: Any = ()) -> pa.Table:

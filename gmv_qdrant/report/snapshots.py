@@ -17,23 +17,26 @@ class Snapshots:
 
     def __init__(self, ledger: Ledger, most: int = 4) -> None:
         self._ledger, self._most = ledger, most
-        self._kept: OrderedDict[ValueFunction, tuple[object, float, float, Snapshot]] = OrderedDict()
+        self._kept: OrderedDict[tuple[ValueFunction, str], tuple[object, float, float, Snapshot]] = (
+            OrderedDict()
+        )
         self._lock = threading.Lock()
 
-    def get(self, function: ValueFunction) -> Snapshot:
+    def get(self, function: ValueFunction, rule: str = "shares") -> Snapshot:
+        asked = function, rule
         with self._lock:
             state = self._state()
-            kept = self._kept.get(function)
+            kept = self._kept.get(asked)
             if kept is not None:
                 then, at, cost, snapshot = kept
                 if then == state or time.monotonic() - at < 10 * cost:
-                    self._kept.move_to_end(function)
+                    self._kept.move_to_end(asked)
                     return snapshot
             started = time.monotonic()
-            snapshot = Snapshot.take(self._ledger, function)
+            snapshot = Snapshot.take(self._ledger, function, rule)
             now = time.monotonic()
-            self._kept[function] = (state, now, now - started, snapshot)
-            self._kept.move_to_end(function)
+            self._kept[asked] = (state, now, now - started, snapshot)
+            self._kept.move_to_end(asked)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
             return snapshot

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.decode import decode, thumbnail
 from gmv_qdrant.images.records import content_hash
@@ -23,6 +25,7 @@ from gmv_qdrant.images.sources import read_uri
 FOLDER = "thumbnails"
 SMALL = 96
 LARGE = 384
+FULL = 1536
 """Pixels of the longer side."""
 
 
@@ -59,13 +62,23 @@ class Thumbnails:
                 data = read_uri(uri)
                 if image["hash"] and content_hash(data) != image["hash"]:
                     raise ImageError("The file is no longer the image that was taken in.")
-                jpeg = thumbnail(decode(data), size)
+                jpeg = thumbnail(_enlarged(decode(data), size), size)
             except ImageError as error:
                 reason = str(error)
                 continue
             _keep(cached, jpeg)
             return Picture(jpeg)
         return Picture(None, reason)
+
+
+def _enlarged(image: Image.Image, size: int) -> Image.Image:
+    """A small image in whole steps, so that its pixels stay sharp where a browser would blur them."""
+    times = size // max(image.size)
+    return (
+        image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+        if times > 1
+        else image
+    )
 
 
 def _keep(path: Path, data: bytes) -> None:

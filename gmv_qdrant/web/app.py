@@ -1,11 +1,13 @@
-"""The local pages: the report's figures to browse, sort and filter; SQL to ask; an image to drop.
+"""The local pages: the report's figures to browse, sort and filter; an image to drop.
 
 Server-rendered; nothing here writes to the ledger, so there is nothing that a forged request could change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,9 +27,9 @@ from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.report import formatting, page
 from gmv_qdrant.report import queries as report_queries
-from gmv_qdrant.report.queries import Row
+from gmv_qdrant.report.queries import Row, Snapshot
 from gmv_qdrant.report.snapshots import Snapshots
-from gmv_qdrant.report.thumbnails import LARGE, SMALL, Thumbnails
+from gmv_qdrant.report.thumbnails import FULL, LARGE, SMALL, Thumbnails
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.web.attribute_upload import Lookup
 from gmv_qdrant.web.middleware import Guard
@@ -35,10 +37,11 @@ from gmv_qdrant.web.middleware import Guard
 IMAGES = 48
 """On one page; divisible by most numbers of columns."""
 MATCHES = 60
-SQL_ROWS = 500
-DOWNLOAD_ROWS = 1_000_000
 UPLOAD_BYTES = 32 << 20
-CHOICES = ("k", "temperature", "no_quality", "batch", "calibration")
+UPLOADS = 2
+"""Images that are looked up at the same time: each is decoded, and may be large."""
+OWNER_RULES = ("shares", "owner-shapley")
+CHOICES = ("k", "temperature", "calibration", "no_quality", "batch", "rule")
 """Names of the value function in an address."""
 
 
@@ -50,9 +53,8 @@ class Pages:
         self.snapshots = Snapshots(ledger)
         self.thumbnails = Thumbnails(root)
         self.lookup = Lookup(root, settings, ledger)
-        self._shown: dict[tuple[str, int], Row] = {}  # so that a page's pictures don't each open the ledger
-        self.env = page.environment()
-        self.templates = Path(page.__file__).parent / "templates"
+        self.env = page.environment("gmv_qdrant.web")
+        self._looking = threading.BoundedSemaphore(UPLOADS)
 
     def routes(self) -> list[Route]:
         return [
@@ -89,23 +91,25 @@ class Pages:
         )
 
     def _page(self, template: str, request: Request, status: int = 200, **values: Any) -> HTMLResponse:
-        if len(self._shown) > 10_000:
-            self._shown = {}
         choices = self._choices(request)
+        root: str = request.scope.get("root_path", "")
 
         def url(path: str, **changes: Any) -> str:
             wanted = {
                 name: str(value) for name, value in {**choices, **changes}.items() if value not in (None, "")
             }
-            return path + ("?" + urlencode(wanted) if wanted else "")
+            return root + path + ("?" + urlencode(wanted) if wanted else "")
 
         def picture(kind: str, image: Row, size: int = SMALL) -> page.Shown:
-            self._shown[kind, image["key"]] = image
-            return page.Shown(f"/pictures/{kind}/{image['key']}/{size}")
+            return page.Shown(f"{root}/pictures/{kind}/{image['key']}/{size}")
 
         values |= {
             "url": url,
-            "here": request.url.path,
+            "root": root,
+            "address": request.scope["path"],
+            "there": report_queries.choices(self.ledger),
+            "rules": OWNER_RULES,
+            "here": request.scope["path"].removeprefix(root) or "/",
             "choices": {name: choices.get(name, "") for name in CHOICES},
             "kept": {
                 name: value for name, value in request.query_params.items() if name not in (*CHOICES, "page")
@@ -124,10 +128,19 @@ class Pages:
         text = str(error.detail) if isinstance(error, HTTPException) else str(error)
         return self._page("message.html", request, status, title="That didn't work", text=text)
 
-    def _number(self, request: Request) -> int:
-        """The page's number, from 1."""
-        text = request.query_params.get("page", "1")
-        return max(1, int(text)) if text.isdecimal() and len(text) < 10 else 1
+    def _number(self, request: Request, found: int, each: int = IMAGES) -> tuple[int, int]:
+        """The page's number, from 1 to the last, and how many there are."""
+        text, pages = request.query_params.get("page", "1"), max(1, math.ceil(found / each))
+        return min(max(1, int(text)), pages) if text.isdecimal() and len(text) < 10 else 1, pages
+
+    def _snapshot(self, request: Request) -> Snapshot:
+        choices = self._choices(request)
+        rule = choices.get("rule", OWNER_RULES[0])
+        if rule not in OWNER_RULES:
+            raise SettingsError(
+                f"there is no rule {rule!r} for owners: choose one of {', '.join(OWNER_RULES)}"
+            )
+        return self.snapshots.get(self._function(choices), rule)
 
     def _sort(self, request: Request, sorts: Mapping[str, str]) -> str:
         sort = request.query_params.get("sort", "")
@@ -136,7 +149,7 @@ class Pages:
     # -- pages -------------------------------------------------------------------------------------------
 
     def overview(self, request: Request) -> Response:
-        snapshot = self.snapshots.get(self._function(self._choices(request)))
+        snapshot = self._snapshot(request)
         return self._page(
             "overview.html",
             request,
@@ -147,68 +160,50 @@ class Pages:
         )
 
     def owners(self, request: Request) -> Response:
-        snapshot = self.snapshots.get(self._function(self._choices(request)))
-        sort, number, matching = (
-            self._sort(request, report_queries.OWNER_SORTS),
-            self._number(request),
-            request.query_params.get("q", ""),
-        )
+        snapshot = self._snapshot(request)
+        sort, matching = self._sort(request, report_queries.OWNER_SORTS), request.query_params.get("q", "")
         count = report_queries.MOST_LISTED
+        number, pages = self._number(request, snapshot.count_owners(matching), count)
         found = page.owners_table(
             snapshot, sort=sort, matching=matching, offset=(number - 1) * count, count=count
         )
-        return self._page(
-            "owners.html",
-            request,
-            sort=sort,
-            number=number,
-            q=matching,
-            more=number * count < found["found_owners"],
-            **found,
-        )
+        return self._page("owners.html", request, sort=sort, number=number, pages=pages, q=matching, **found)
 
     def training(self, request: Request) -> Response:
-        snapshot = self.snapshots.get(self._function(self._choices(request)))
-        sort, number = self._sort(request, report_queries.TRAINING_SORTS), self._number(request)
+        snapshot, sort = self._snapshot(request), self._sort(request, report_queries.TRAINING_SORTS)
         owner, named = request.query_params.get("owner"), request.query_params.get("q", "")
-        keys = (
-            report_queries.training_keys(self.ledger, owner=owner, named=named)
-            if named or owner is not None
-            else None
-        )
-        rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
-        names = report_queries.training_names(self.ledger, [row["training_key"] for row in rows[:IMAGES]])
+        wanted = named or owner is not None
+        keys = report_queries.training_keys(self.ledger, owner=owner, named=named) if wanted else None
+        number, pages = self._number(request, snapshot.count("training_values", keys))
+        rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES, keys)
+        names = report_queries.training_names(self.ledger, [row["training_key"] for row in rows])
         return self._page(
             "training.html",
             request,
-            rows=[
-                {**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names
-            ],
-            more=len(rows) > IMAGES,
+            rows=_named(rows, "training_key", names),
             total=snapshot.totals["training_images"],
             sort=sort,
             number=number,
+            pages=pages,
             owner=owner,
             q=named,
         )
 
     def generated(self, request: Request) -> Response:
-        snapshot = self.snapshots.get(self._function(self._choices(request)))
-        sort, number = self._sort(request, report_queries.GENERATED_SORTS), self._number(request)
+        snapshot, sort = self._snapshot(request), self._sort(request, report_queries.GENERATED_SORTS)
         named = request.query_params.get("q", "")
         keys = report_queries.generated_keys(self.ledger, named) if named else None
-        rows = snapshot.generated(sort, (number - 1) * IMAGES, IMAGES + 1, keys)
-        names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows[:IMAGES]])
+        number, pages = self._number(request, snapshot.count("images", keys))
+        rows = snapshot.generated(sort, (number - 1) * IMAGES, IMAGES, keys)
+        names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows])
         return self._page(
             "generated.html",
             request,
-            rows=[
-                {**row, "image": names[row["generated_key"]]} for row in rows if row["generated_key"] in names
-            ],
-            more=len(rows) > IMAGES,
+            rows=_named(rows, "generated_key", names),
             total=snapshot.sums["valued"],
             sort=sort,
             number=number,
+            pages=pages,
             q=named,
         )
 
@@ -232,7 +227,7 @@ class Pages:
         function = self._function(self._choices(request))
         rows = report_queries.beneficiaries(self.ledger, key, function, MATCHES)
         names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows])
-        value = self.snapshots.get(function).ask("FROM training_values WHERE training_key = $1", [key])
+        value = self._snapshot(request).ask("FROM training_values WHERE training_key = $1", [key])
         return self._page(
             "training_image.html",
             request,
@@ -244,28 +239,34 @@ class Pages:
     def picture(self, request: Request) -> Response:
         kind, key, size = (request.path_params[name] for name in ("kind", "key", "size"))
         image = None
-        if size in (SMALL, LARGE) and key < 1 << 31:
+        if size in (SMALL, LARGE, FULL) and key < 1 << 31:
             look_up = {
                 "training": report_queries.training_names,
                 "generated": report_queries.generated_names,
             }.get(kind)
-            image = self._shown.get((kind, key)) or (look_up and look_up(self.ledger, [key]).get(key))
+            image = look_up and look_up(self.ledger, [key]).get(key)
         if image is None:
             raise HTTPException(404, "There is no such picture.")
         found = self.thumbnails.get(image, size)
         if found.jpeg is None:
             return Response(formatting.placeholder(found.reason), media_type="image/svg+xml")
-        return Response(
-            found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"}
-        )
+        return Response(found.jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, no-cache"})
 
     async def contributors(self, request: Request) -> Response:
+        if not self._looking.acquire(blocking=False):
+            raise HTTPException(503, f"{UPLOADS} images are being looked up already: try again in a moment.")
+        try:
+            data, name = await self._uploaded(request)
+            return await run_in_threadpool(self._contributors, request, data, name)
+        finally:
+            self._looking.release()
+
+    async def _uploaded(self, request: Request) -> tuple[bytes, str]:
         async with request.form(max_files=1, max_fields=10) as form:
             upload = form.get("image")
             if not isinstance(upload, UploadFile) or not upload.size:
                 raise SettingsError("no image was sent: drop one on the box, or choose a file")
-            data, name = await upload.read(), upload.filename or "image"
-        return await run_in_threadpool(self._contributors, request, data, name)
+            return await upload.read(), upload.filename or "image"
 
     def _contributors(self, request: Request, data: bytes, name: str) -> Response:
         function = self._function(self._choices(request))
@@ -281,20 +282,38 @@ class Pages:
         return self._page("dropped.html", request, found=found, contributors=rows)
 
     def style(self, request: Request) -> Response:
-        sheets = [(self.templates / name).read_text() for name in ("style.css", "web.css")]
+        sheets = [self._source(name) for name in ("style.css", "web.css")]
         return Response(
             "\n".join(sheets), media_type="text/css", headers={"Cache-Control": "private, max-age=60"}
         )
 
     def script(self, request: Request) -> Response:
-        return Response((self.templates / "page.js").read_text(), media_type="text/javascript")
+        return Response(self._source("page.js"), media_type="text/javascript")
+
+    def _source(self, name: str) -> str:
+        assert self.env.loader is not None
+        source: str = self.env.loader.get_source(self.env, name)[0]
+        return source
 
 
-def application(root: Path, ledger: Ledger, settings: Settings, host: str = "127.0.0.1") -> Guard:
-    """The pages as an ASGI application, guarded for a server that listens on ``host``."""
+def _named(rows: Sequence[Row], key: str, names: Mapping[int, Row]) -> list[Row]:
+    """Rows with their images; one that was withdrawn meanwhile is left out."""
+    return [{**row, "image": names[row[key]]} for row in rows if row[key] in names]
+
+
+def application(
+    root: Path,
+    ledger: Ledger,
+    settings: Settings,
+    host: str = "127.0.0.1",
+    *,
+    root_path: str = "",
+    allowed_hosts: Sequence[str] = (),
+) -> Guard:
+    """The pages as an ASGI application, guarded for a server that listens on ``host``: see `Guard`."""
     pages = Pages(root, ledger, settings)
     refused: Any = pages.refused
     app: ASGIApp = Starlette(
         routes=pages.routes(), exception_handlers={GmvError: refused, HTTPException: refused}
     )
-    return Guard(app, host, UPLOAD_BYTES)
+    return Guard(app, host, UPLOAD_BYTES, root_path=root_path, allowed_hosts=allowed_hosts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
+from collections.abc import Sequence
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -43,13 +44,26 @@ class _TooLarge(Exception):
 
 
 class Guard:
-    """host: where the server listens. most_bytes: of one request's body."""
+    """host: where the server listens. most_bytes: of one request's body.
 
-    def __init__(self, app: ASGIApp, host: str, most_bytes: int) -> None:
+    root_path: what stands before every path where a proxy hands the pages on; whether the proxy strips it or not.
+    allowed_hosts: names that the proxy goes by; others than this computer can then ask, so a token is needed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        most_bytes: int,
+        *,
+        root_path: str = "",
+        allowed_hosts: Sequence[str] = (),
+    ) -> None:
         self.app = app
         self.most_bytes = most_bytes
-        self.token = None if is_loopback(host) else secrets.token_urlsafe(24)
-        self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
+        self.root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
+        self.token = None if is_loopback(host) and not allowed_hosts else secrets.token_urlsafe(24)
+        self.names = {"localhost", "127.0.0.1", "::1", host.lower(), *map(str.lower, allowed_hosts)}
         if self.token:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
@@ -57,6 +71,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = self._below_root(scope)
         headers = Headers(scope=scope)
         guarded = _with_headers(send)
         refusal = self._refusal(scope, headers)
@@ -65,11 +80,17 @@ class Guard:
             return
         await self._bounded(scope, receive, guarded)
 
+    def _below_root(self, scope: Scope) -> Scope:
+        path = scope["path"]
+        if self.root_path and path != self.root_path and not path.startswith(self.root_path + "/"):
+            path = self.root_path + path
+        return {**scope, "root_path": self.root_path, "path": path}
+
     def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | RedirectResponse | None:
         if not self._our_name(headers.get("host", "")):
             return PlainTextResponse("This server doesn't go by that name.", 421)
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and (
-            scope["method"] != "GET" or scope["path"] != "/"
+            scope["method"] != "GET" or scope["path"] not in (self.root_path, self.root_path + "/")
         ):
             return PlainTextResponse("Another site's page can't ask this one.", 403)
         if scope["method"] not in ("GET", "HEAD", "POST"):
@@ -82,7 +103,9 @@ class Guard:
             rest = urlencode([(name, value) for name, value in query if name != "token"])
             path = "/" + scope["path"].lstrip("/")  # "//elsewhere" would lead to another site
             response = RedirectResponse(path + ("?" + rest if rest else ""), 303)
-            response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", path="/")
+            response.set_cookie(
+                COOKIE, self.token, httponly=True, samesite="strict", path=self.root_path + "/"
+            )
             return response
         if self._is_token(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")):
             return None
