@@ -43,7 +43,11 @@ class SourceError(GmvError):
 
 
 class ImageError(GmvError):
-    """One image that cannot be used; the pipelines turn it into a quarantine row."""
+    """One image that cannot be used; the pipelines turn it into a quarantine row with its ``kind``, one word."""
+
+    def __init__(self, message: str, *, kind: str = "damaged") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ModelError(GmvError):

@@ -163,8 +163,8 @@ for name in sys.argv[1:]:
     try:
         records = list(open_sources([name], owner="default"))
         last = records[-1]
-        assert read_uri(last.uri) == last.read()
-        results[name] = [(r.uri, r.owner, r.label, r.read()[-40:].hex()) for r in records]
+        assert read_uri(last.uri, sys.argv[1:]) == last.read()
+        results[name] = [(r.uri, *r.owners, r.label, r.read()[-40:].hex()) for r in records]
     except GmvError as error:
         results[name] = f"{type(error).__name__}: {error}"
 print(json.dumps(results))

@@ -113,7 +113,7 @@ def _read(
 
     def read(point: Stored) -> tuple[Image.Image, np.ndarray] | str:
         try:
-            return decode(read_uri(point.uri)), point.vector
+            return decode(read_uri(point.uri, context.allowed)), point.vector
         except ImageError as error:
             return str(error).rstrip(".")
 

@@ -115,7 +115,7 @@ def _matched(
         images = []
         for row in recipe.parents:
             try:
-                images.append(decode(read_uri(uris[row])))
+                images.append(decode(read_uri(uris[row], context.allowed)))
             except ImageError as error:
                 return uris[row], str(error)
         buffer = io.BytesIO()

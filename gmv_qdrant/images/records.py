@@ -24,7 +24,8 @@ class Record:
 
     uri: str
     """A local path, ``/abs/file.parquet#17``, ``/abs/file.tar#name.png`` or ``hf://NAME:SPLIT#17``."""
-    owner: str | None = None
+    owners: tuple[str, ...] = ()
+    """Whoever owns it, each once; several share. Empty: nobody is named."""
     label: str | None = None
     licence: str | None = None
     attributes: dict[str, object] = field(default_factory=dict)
@@ -47,6 +48,8 @@ class Unusable:
 
     uri: str
     reason: str
+    kind: str = "unreadable"
+    """One word for reasons of this sort, to count them by."""
 
 
 def read_file(path: str) -> bytes:
@@ -71,7 +74,7 @@ def describe(columns: Mapping[str, object], *, owner: str | None) -> dict[str, A
     """
     values = {name: value for name, raw in columns.items() if (value := jsonable(raw)) is not None}
     return {
-        "owner": text(values.pop("owner", None)) or owner,
+        "owners": tuple(name for name in (text(values.pop("owner", None)) or owner,) if name),
         "label": text(values.pop("label", None)),
         "licence": text(_first(values.pop("licence", None), values.pop("license", None))),
         "attributes": values,

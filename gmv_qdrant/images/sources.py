@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from gmv_qdrant.errors import ImageError, SourceError
+from gmv_qdrant.images.allowed import SCHEME, check_allowed, check_file
+from gmv_qdrant.images.census import Census
 from gmv_qdrant.images.containers import container_count, container_stream, is_container, read_part
 from gmv_qdrant.images.folders import candidates, file_record, folder_stream
 from gmv_qdrant.images.records import Record, Unusable, printable, read_file
 from gmv_qdrant.images.tables import HUB, check_hub, hub_stream, read_hub_row
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::[^/]*)?://")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,14 @@ class Sources:
     paths: tuple[str, ...]
     owner: str | None = None
     only: frozenset[str] | None = None
+    census: Census = field(default_factory=Census, compare=False)
+    """What the last iteration has come by so far."""
 
     def __iter__(self) -> Iterator[Record | Unusable]:
+        self.census.clear()
         for item in _stream(self.paths, self.owner):
             if self.only is None or item.uri in self.only:
+                self.census.count(item)
                 yield item
 
     def count(self) -> int | None:
@@ -106,23 +111,29 @@ def count_images(paths: Sequence[str]) -> int | None:
     return total
 
 
-def read_uri(uri: str) -> bytes:
-    """The bytes of an image, from the URI that its `Record` had, or from any URL that fsspec reads.
+def read_uri(uri: str, allowed: Sequence[str]) -> bytes:
+    """The bytes of an image, from the URI that its `Record` had, or from a URL that fsspec reads.
 
-    Raises `ImageError` when there is nothing, or nothing readable, at that place.
+    allowed: the folders, files and beginnings of URLs that the user named (`images.allowed`).
+    Raises `ImageError` when there is nothing readable at that place, or when it isn't allowed.
     """
+    if uri.startswith("file:///"):
+        uri = unquote(uri.removeprefix("file://"))
+    check_allowed(uri, allowed)
     if uri.startswith(HUB) and not uri.startswith(HUB + "datasets/") and "#" in uri:
         name, _, row = uri.rpartition("#")
         if not row.isdecimal():
             raise ImageError(f"{uri} names no row: after # comes a number.")
         return read_hub_row(name, int(row))
-    if _SCHEME.match(uri):
+    if SCHEME.match(uri):
         return _read_url(uri)
     if os.path.exists(uri):
+        check_file(uri, allowed)
         return read_file(uri)
     for mark in re.finditer("#", uri):  # paths and member names may contain the mark themselves
         path, part = uri[: mark.start()], uri[mark.end() :]
         if os.path.isfile(path) and is_container(path):
+            check_file(path, allowed)
             return read_part(path, part)
     raise ImageError(f"{printable(uri)} does not exist any more.")
 

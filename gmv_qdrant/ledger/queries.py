@@ -229,6 +229,17 @@ def quarantined_requests(ledger: Ledger, verb: str) -> list[tuple[dict[str, Any]
     return [(request, uris) for request, uris in found if request.get("paths")]
 
 
+def allowed_places(ledger: Ledger) -> tuple[str, ...]:
+    """Where images may be read from: the paths that runs were asked for, and the prefix of an adopted collection."""
+    rows = ledger.query(
+        """SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')) AS place FROM runs
+        WHERE verb IN ('ingest', 'value') ORDER BY place"""
+    )
+    adopted = json.loads(ledger.meta().get("adopted", "{}"))
+    prefixes = [adopted["fields"]["uri_prefix"] or "/"] if "fields" in adopted else []
+    return (*rows["place"].to_pylist(), *prefixes)
+
+
 def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
     """The latest runs, newest first."""
     rows = ledger.query(

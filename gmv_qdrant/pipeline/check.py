@@ -5,7 +5,7 @@ Nothing is changed here; `repairing` repairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -228,7 +228,7 @@ def _sources(context: Context) -> Iterator[Finding]:
     ).to_pylist()
     context.progress.phase("read images", len(rows))
     unreadable, changed = [], []
-    for uri, state in mapped(context.pool, _state, rows, 64):
+    for uri, state in mapped(context.pool, lambda row: _state(row, context.allowed), rows, 64):
         if state == "unreadable":
             unreadable.append(uri)
         elif state == "changed":
@@ -242,9 +242,9 @@ def _sources(context: Context) -> Iterator[Finding]:
         yield Finding("changed", len(changed), sentence, keys=changed)
 
 
-def _state(row: dict[str, Any]) -> tuple[str, str]:
+def _state(row: dict[str, Any], allowed: Sequence[str]) -> tuple[str, str]:
     try:
-        data = read_uri(row["uri"])
+        data = read_uri(row["uri"], allowed)
     except ImageError:
         return row["uri"], "unreadable"
     return row["uri"], "same" if row["content_hash"] in (None, content_hash(data)) else "changed"

@@ -19,6 +19,7 @@ from PIL import Image
 from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.database import Connection, Ledger, insert
+from gmv_qdrant.ledger.queries import allowed_places
 from gmv_qdrant.method import Metric
 from gmv_qdrant.models.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
 from gmv_qdrant.models.encoders.base import Encoder, Storage
@@ -63,6 +64,11 @@ class Context:
     progress: Progress
     remake_store: bool = False
     """Make a server's collection anew when it was lost: for `check --repair`, which fills it again."""
+
+    @cached_property
+    def allowed(self) -> tuple[str, ...]:
+        """Where images may be read from."""
+        return allowed_places(self.ledger)
 
     @cached_property
     def runtime(self) -> Runtime:

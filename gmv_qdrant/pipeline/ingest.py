@@ -181,7 +181,10 @@ class Intake:
             JOIN sources s ON s.uri = r.uri AND s.file_size = r.size AND s.file_time = r.time
             JOIN training t USING (training_key)
             WHERE t.version_withdrawn IS NULL
-              AND r.facts = to_json([s.owner, s.label, s.licence, s.attributes::VARCHAR])::VARCHAR
+            GROUP BY ALL
+            HAVING any_value(r.facts) = to_json([
+                to_json(list(s.owner ORDER BY s.owner) FILTER (s.owner IS NOT NULL))::VARCHAR,
+                any_value(s.label), any_value(s.licence), any_value(s.attributes::VARCHAR)])::VARCHAR
             """,
             records=rows,
         )
@@ -235,7 +238,7 @@ class Intake:
             {
                 "content_hash": hash_,
                 "uri": record.uri,
-                "owner": record.owner,
+                "owner": owner,
                 "label": record.label,
                 "licence": record.licence,
                 "attributes": json.dumps(record.attributes),
@@ -243,6 +246,7 @@ class Intake:
                 "file_time": record.mtime_ns,
             }
             for hash_, record in work.sources
+            for owner in record.owners or (None,)
         ]
         return StoredChunk(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
 
@@ -313,10 +317,10 @@ def _write_sources(con: Connection, sources: list[dict[str, Any]], keys: dict[st
     """Add or refresh sources; returns how many are new."""
     if not sources:
         return 0
-    unique = {(keys[source["content_hash"]], source["uri"]): source for source in sources}
+    unique = {(keys[source["content_hash"]], source["uri"], source["owner"]): source for source in sources}
     rows = pa.Table.from_pylist(list(unique.values()), SOURCES).drop_columns(["content_hash"])
     columns = {
-        "training_key": pa.array([key for key, _ in unique], pa.int32()),
+        "training_key": pa.array([key for key, _, _ in unique], pa.int32()),
         **{name: rows[name] for name in rows.column_names},
     }
     con.register("incoming", pa.table(columns))
@@ -332,5 +336,14 @@ def _facts(record: Record) -> str:
     """A record's metadata in one comparable line."""
     attributes = json.dumps(record.attributes)
     return json.dumps(
-        [record.owner, record.label, record.licence, attributes], separators=(",", ":"), ensure_ascii=False
+        [
+            json.dumps(sorted(record.owners), separators=(",", ":"), ensure_ascii=False)
+            if record.owners
+            else None,
+            record.label,
+            record.licence,
+            attributes,
+        ],
+        separators=(",", ":"),
+        ensure_ascii=False,
     )

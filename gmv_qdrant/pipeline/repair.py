@@ -127,7 +127,7 @@ def _vectors(context: Context, run: Run, finding: Finding) -> str | None:
     embedder = Embedder(context, rerank=False)
     done = 0
     for start in range(0, len(rows), BATCH):
-        images = list(_whole(rows[start : start + BATCH]))
+        images = list(_whole(rows[start : start + BATCH], context.allowed))
         found: list[Embedded] = list(embedder.embed(run, images))
         if found:
             context.store.upsert(
@@ -178,7 +178,7 @@ def _generated_features(context: Context, run: Run, keys: list[int]) -> None:
     embedder = Embedder(context, views=context.views)
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        images = {image.hash: image for image in _whole(batch)}
+        images = {image.hash: image for image in _whole(batch, context.allowed)}
         found = list(embedder.embed(run, list(images.values())))
         if not found:
             continue
@@ -199,12 +199,12 @@ def _generated_features(context: Context, run: Run, keys: list[int]) -> None:
                     insert_features(con, space, owners, located[[place[row["content_hash"]] for row in mine]])
 
 
-def _whole(rows: Sequence[dict[str, Any]]) -> Iterator[Loaded]:
+def _whole(rows: Sequence[dict[str, Any]], allowed: Sequence[str]) -> Iterator[Loaded]:
     """Each image, from the first of its ``uris`` that still has the bytes of ``content_hash``."""
     for row in rows:
         for uri in row["uris"]:
             try:
-                data = read_uri(uri)
+                data = read_uri(uri, allowed)
             except ImageError:
                 continue
             if content_hash(data) == row["content_hash"]:

@@ -154,7 +154,7 @@ class RerankVectors:
             reason = "no source of this image is known"
             for uri in row["uris"]:
                 try:
-                    data = read_uri(uri)
+                    data = read_uri(uri, self.context.allowed)
                     if row["hash"] not in (None, content_hash(data)):
                         raise ImageError("this is no longer the image that was ingested")
                     return row["training_key"], encoder.prepare(decode(data))

@@ -14,7 +14,7 @@ import jinja2
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.ledger.runs import versions
 from gmv_qdrant.report import plots
 from gmv_qdrant.report.queries import (
@@ -97,7 +97,7 @@ def write_report(
     Raises `SettingsError` when it can't be written, `LedgerError` when the ledger can't be read.
     """
     snapshot = Snapshot.take(ledger, function)
-    thumbnails = Thumbnails(root)
+    thumbnails = Thumbnails(root, allowed_places(ledger))
 
     def picture(kind: str, image: Row) -> Shown:
         found: Picture = thumbnails.get(image)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.report.page import STATEMENT, name, number, write_whole
 from gmv_qdrant.report.queries import Row, beneficiaries, contributors, generated_names, training_names
 from gmv_qdrant.report.thumbnails import LARGE, Picture, Thumbnails
@@ -35,7 +35,7 @@ def write_sheet(root: Path, ledger: Ledger, image: str, function: ValueFunction,
     can't be written.
     """
     kind, key = queries.find(ledger, image)
-    thumbnails = Thumbnails(root)
+    thumbnails = Thumbnails(root, allowed_places(ledger))
     if kind == "generated":
         me = generated_names(ledger, [key])[key]
         rows = contributors(ledger, [key], function, MOST)[key]

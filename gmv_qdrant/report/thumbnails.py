@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,10 @@ class Picture:
 class Thumbnails:
     """Pictures of images of one workspace; ``workspace/thumbnails/`` can be removed at any time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, allowed: Sequence[str]) -> None:
+        """allowed: where images may be read from, as `read_uri` takes it."""
         self.folder = root / FOLDER
+        self.allowed = allowed
 
     def get(self, image: Mapping[str, Any], size: int = SMALL) -> Picture:
         """Of an image as `queries.training_names` or `queries.generated_names` describe it: point_id, hash, uris.
@@ -59,7 +61,7 @@ class Thumbnails:
         reason = "No source of this image is known."
         for uri in image["uris"]:
             try:
-                data = read_uri(uri)
+                data = read_uri(uri, self.allowed)
                 if image["hash"] and content_hash(data) != image["hash"]:
                     raise ImageError("The file is no longer the image that was taken in.")
                 jpeg = thumbnail(_enlarged(decode(data), size), size)

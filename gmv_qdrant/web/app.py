@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from gmv_qdrant.errors import GmvError, LedgerLocked, SettingsError, StoreUnavailable
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.report import formatting, page
 from gmv_qdrant.report import queries as report_queries
 from gmv_qdrant.report.queries import Row, Snapshot
@@ -51,7 +51,7 @@ class Pages:
     def __init__(self, root: Path, ledger: Ledger, settings: Settings) -> None:
         self.root, self.ledger, self.settings = root, ledger, settings
         self.snapshots = Snapshots(ledger)
-        self.thumbnails = Thumbnails(root)
+        self.thumbnails = Thumbnails(root, allowed_places(ledger))
         self.lookup = Lookup(root, settings, ledger)
         self.env = page.environment("gmv_qdrant.web")
         self._looking = threading.BoundedSemaphore(UPLOADS)

@@ -106,9 +106,16 @@ def gathered(source: Path, into: Path, table: Table | None, count: int | None) -
             if os.path.isfile(record.uri):
                 link.symlink_to(os.path.abspath(record.uri))
             else:  # in a table or an archive
-                link.write_bytes(read_uri(record.uri))
+                link.write_bytes(read_uri(record.uri, [str(source)]))
         columns = {**record.attributes, **attributes}
-        rows.append({"file_name": link.name, "label": record.label, "owner": record.owner, **columns})
+        rows.append(
+            {
+                "file_name": link.name,
+                "label": record.label,
+                "owner": ", ".join(record.owners) or None,
+                **columns,
+            }
+        )
     if len(unknown) == len(picked):
         sys.exit(
             f"none of the {len(picked):,} images of {source} is in the table of attributes, such as {unknown[0]}"
@@ -185,7 +192,7 @@ def picture(workspace: common.Workspace, rows: int, columns: int, side: int = 12
     sheet = Image.new("RGB", (side * (columns + 1) + side // 8, side * len(shown)), "white")
     for y, (made, contributors) in enumerate(shown):
         for x, uri in enumerate([made, *contributors]):
-            tile = ImageOps.fit(decode(read_uri(uri)), (side, side))
+            tile = ImageOps.fit(decode(read_uri(uri, ["/"])), (side, side))
             sheet.paste(tile, (x * side + (side // 8 if x else 0), y * side))
     return sheet
 
