@@ -11,9 +11,11 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -97,7 +99,7 @@ def make(root: Path, wanted: Settings, fill: Callable[[Ledger], None] = lambda _
             return False
         refuse_foreign(root)
         try:
-            _make_ledger(root, fill, settings=wanted.evidence(), **meta)
+            _make_ledger(root, fill, settings=wanted.evidence(), workspace_id=uuid.uuid4().hex, **meta)
             wanted.write(root)
         except OSError as error:
             raise SettingsError(f"a workspace can't be made at {root}: {error.strerror}") from error
@@ -151,11 +153,8 @@ def settings_of(root: Path, ledger: Ledger, overrides: dict[str, Any]) -> Settin
     """The settings of this process; raises `FingerprintMismatch` where the evidence was made with others."""
     kept: dict[str, Any] = json.loads(ledger.meta()["settings"])
     given = {name: value for name, value in overrides.items() if value is not None}
-    if kept["qdrant_url"] is None and "qdrant_url" not in given:
-        given["qdrant_url"] = ""  # an embedded workspace stays so, whatever QDRANT_URL says
-    settings = Settings.resolve(root, kept=kept, **given)
-    if kept["qdrant_url"] and settings.qdrant_url:
-        kept["qdrant_url"] = settings.qdrant_url  # the same deployment may move to another address
+    kept["qdrant_url"] = _own_address(root, kept["qdrant_url"], given.get("qdrant_url"))
+    settings = Settings.resolve(root, kept=kept, **{**given, "qdrant_url": kept["qdrant_url"] or ""})
     mine = settings.evidence()
     if mine != kept:  # names may be spelt shorter than the workspace keeps them
         mine = canonical(settings).evidence()
@@ -166,6 +165,29 @@ def settings_of(root: Path, ledger: Ledger, overrides: dict[str, Any]) -> Settin
                 "two kinds can't be added up, so make another workspace with 'gmv-qdrant init'"
             )
     return settings
+
+
+def _own_address(root: Path, kept: str | None, flag: str | None) -> str | None:
+    """The server that the workspace's file names; None for the embedded store.
+
+    Raises `SettingsError` where a flag, or the environment of a workspace on a server, names another one.
+    """
+    file = read_file(root / FILE)
+    own: str | None = file.get("qdrant_url") if "encoder" in file else kept
+    other = flag or (os.environ.get("QDRANT_URL") if own else None)
+    if not other or (own and _normal(own) == _normal(other)):
+        return own
+    said = "--qdrant-url" if flag else "QDRANT_URL in the environment"
+    raise SettingsError(
+        f"the workspace {root} keeps its vectors {f'at {own}' if own else 'in its own folder'}, and {said} says "
+        f"{Settings.resolve(qdrant_url=other).qdrant_url}: leave that out for this workspace, or, if its server has "
+        f"moved there, change qdrant_url in {root / FILE}"
+    )
+
+
+def _normal(url: str) -> tuple[str, str | None, int, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or 6333, parts.path.rstrip("/")
 
 
 def restore_settings(root: Path, settings: Settings) -> None:

@@ -110,10 +110,6 @@ class Workspace:
         self.path = Path(path).absolute()
         folder.require_workspace(self.path)
         self.ledger = Ledger.open(self.path / folder.LEDGER)
-        if self.ledger.meta().get("switching") == "true":
-            from gmv_qdrant.deployments.moving import finish_switch
-
-            finish_switch(self.path, self.ledger)
         self.settings = folder.settings_of(self.path, self.ledger, {**settings})
         self._progress = progress
         self._memory = duckdb.connect(":memory:")  # relations live here, and hold no lock on the ledger
@@ -266,17 +262,20 @@ class Workspace:
             withdraw(context, run, selection)
         return run.summary()
 
-    def check(self, *, read_images: bool = False, repair: bool = False) -> "list[Finding]":
+    def check(
+        self, *, read_images: bool = False, repair: bool = False, take_over: bool = False
+    ) -> "list[Finding]":
         """Whether ledger, store and feature files agree and the sums hold; each thing wrong is a `Finding`.
 
         read_images: also whether every source can be read and is what it was.
         repair: repair what can be repaired; each finding says what was done about it.
+        take_over: this copy of a workspace, whose original is gone, owns the server's collection from now on.
         """
         from gmv_qdrant.pipeline.check import check
         from gmv_qdrant.pipeline.repair import repair_all
 
         with self._alone() as context:
-            context.remake_store = repair
+            context.remake_store, context.take_over = repair, take_over
             findings = check(context, read_images=read_images)
             return repair_all(context, findings) if repair and findings else findings
 
@@ -495,33 +494,6 @@ class Workspace:
             if fresh and not workspace._believed():
                 folder.unmake(root)
             raise
-        return run.summary()
-
-    def migrate(
-        self, *, to_server: str | None = None, collection: str | None = None, remove_source: bool = False
-    ) -> dict[str, Any]:
-        """Move the collection to the server at this URL, or (None) into the embedded store; returns counts.
-
-        Copies what the target lacks, compares both sides, then switches the workspace over. The old copy stays unless
-        ``remove_source``. Raises `StoreError` when the sides differ: the workspace then stays where it is.
-        """
-        from gmv_qdrant.deployments.moving import move
-
-        if "adopted" in self.ledger.meta():
-            raise SettingsError(
-                f"the collection {self.settings.collection!r} was adopted and stays where it is: to have it elsewhere, "
-                "ingest its images into another workspace"
-            )
-        checked = Settings.resolve(
-            qdrant_url=to_server or "", collection=collection or self.settings.collection
-        )
-        there = self.settings.replaced(qdrant_url=checked.qdrant_url or None, collection=checked.collection)
-        with self._run("migrate", networks=False, to=there.qdrant_url, collection=there.collection) as (
-            context,
-            run,
-        ):
-            move(context, run, there, remove_source=remove_source)
-        self.settings = there
         return run.summary()
 
     # -- how a verb is carried out -------------------------------------------------------------------

@@ -201,7 +201,6 @@ def test_the_command_line_does_it_in_one_go(folder: Path, server: ReadOnly, gene
     assert {row["year"] for row in rows} == {"2000", "2001", "2002", "2003"}
     assert "was adopted" in run("-w", folder / "ws", "ingest", generated, code=1).output
     assert "was adopted" in run("-w", folder / "ws", "withdraw", "--owner", "ada", code=1).output
-    assert "was adopted" in run("-w", folder / "ws", "migrate", "--to-edge", code=1).output
     run("adopt", folder / "ws", "--tenant", "customer", code=2)
 
 
@@ -469,44 +468,18 @@ def test_a_scroll_that_is_cut_off_goes_on(
 # -- what two flags ask for ------------------------------------------------------------------------------------------
 
 
-def test_quantization_and_rerank_vectors_when_asked_for(
-    folder: Path, server: ReadOnly, generated: Path
-) -> None:
+def test_quantization_when_asked_for(folder: Path, server: ReadOnly, generated: Path) -> None:
     create(server, name="clip")
     seeds = range(300)
     put(server, folder, seeds, name="clip")
     server.writable = True
-    (folder / "theirs" / "9.png").write_bytes(b"no image")
-    summary = adopt(server, folder, enable_quantization=True, write_rerank_vectors=True)
-    assert (summary["quantized"], summary["rerank_vectors_written"], summary["quarantined"]) == (300, 299, 1)
+    assert adopt(server, folder, enable_quantization=True)["quantized"] == 300
     kinds = {(method, path.removeprefix("/collections/theirs")) for method, path, _ in server.writes()}
-    assert kinds == {("PATCH", ""), ("PUT", "/vectors/gmv-l2-8"), ("PUT", "/points/vectors")}
-    workspace = Workspace(folder / "ws")
-    store = workspace.status()["store"]
-    assert store["quantization"] == "pq"
-    assert store["points_without_vector"] == {"clip": 0, "gmv-l2-8": 1}
+    assert kinds == {("PATCH", "")}
+    assert Workspace(folder / "ws").status()["store"]["quantization"] == "pq"
     seen = len(server.writes())
-    again = adopt(server, folder, enable_quantization=True, write_rerank_vectors=True)
-    assert (again.get("new", 0), again.get("rerank_vectors_written", 0)) == (0, 0)
-    assert {path for _, path, _ in server.writes()[seen:]} == set()
+    assert adopt(server, folder, enable_quantization=True).get("new", 0) == 0
+    assert server.writes()[seen:] == []
+    workspace = Workspace(folder / "ws")
     workspace.value([generated])
-    left = [seed for seed in seeds if seed != 9]
-    found = tiny_workspace.values(workspace)
-    found.pop("9")
-    assert sum(found.values()) == pytest.approx(len(GENERATED))
-    assert found == pytest.approx(expected(left), abs=1e-6)
-
-
-def test_an_old_server_says_what_it_cannot_do(folder: Path, server: ReadOnly) -> None:
-    create(server, name="clip")
-    put(server, folder, TRAINING, name="clip")
-    server.version, server.writable = "1.17.3", True
-    with pytest.raises(StoreError, match=r"runs Qdrant 1\.17\.3, which can't add a vector"):
-        adopt(server, folder, write_rerank_vectors=True)
-    assert adopt(server, folder)["unchanged"] == 40
-
-
-def test_an_unnamed_vector_gets_no_company(folder: Path, server: ReadOnly) -> None:
-    create(server)
-    put(server, folder, TRAINING)
-    refused(server, folder, SettingsError, "have no name, so no second", write_rerank_vectors=True)
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(seeds), abs=1e-6)

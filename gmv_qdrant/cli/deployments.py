@@ -1,4 +1,4 @@
-"""Commands for a Qdrant that is there already, or is to be: adopt, migrate."""
+"""Commands for a Qdrant that is there already, or is to be: adopt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import run_options, with_workspace
+from gmv_qdrant.cli.options import run_options
 from gmv_qdrant.cli.render import bars, note, print_json, print_summary
 
 COLUMNS = ("uri", "owner", "label", "licence")
@@ -88,33 +88,4 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-@click.command()
-@click.option("--to-server", metavar="URL", help="Move the collection to this Qdrant server.")
-@click.option("--to-edge", is_flag=True, help="Move it into the workspace, to the embedded store.")
-@click.option("--collection", help="Its name there.  [default: as it is]")
-@click.option("--remove-source", is_flag=True, help="Then remove it where it was.")
-@run_options
-@with_workspace
-def migrate(
-    workspace: Any,
-    to_server: str | None,
-    to_edge: bool,
-    collection: str | None,
-    remove_source: bool,
-    as_json: bool,
-) -> None:
-    """Grow from the embedded store to a server, or come back.
-
-    Copies what the target lacks, compares both sides, and only then switches the workspace over; can be stopped and
-    run again. The source stays unless --remove-source is given. The server's key is QDRANT_API_KEY.
-    """
-    if (to_server is not None) == to_edge:
-        raise click.UsageError("Give --to-server URL or --to-edge.")
-    summary = workspace.migrate(to_server=to_server, collection=collection, remove_source=remove_source)
-    if as_json:
-        print_json(summary)
-    else:
-        print_summary(summary)
-
-
-COMMANDS = (adopt, migrate)
+COMMANDS = (adopt,)

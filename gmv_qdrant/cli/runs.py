@@ -121,15 +121,22 @@ def withdraw(
 @click.command()
 @click.option("--read-images", is_flag=True, help="Also read every source image and compare its hash.")
 @click.option("--repair", is_flag=True, help="Mend what can be repaired, and say what was done.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="This is a copy of a workspace that is gone: its server's collection is this one's from now on.",
+)
 @run_options
 @with_workspace
 @click.pass_context
-def check(ctx: click.Context, workspace: Any, read_images: bool, repair: bool, as_json: bool) -> None:
+def check(
+    ctx: click.Context, workspace: Any, read_images: bool, repair: bool, take_over: bool, as_json: bool
+) -> None:
     """Prove that ledger, store and feature files agree, and that the credits add up.
 
     Exit code 1 when something is wrong (after --repair: when something is left that is wrong).
     """
-    findings = workspace.check(read_images=read_images, repair=repair)
+    findings = workspace.check(read_images=read_images, repair=repair, take_over=take_over)
     if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:

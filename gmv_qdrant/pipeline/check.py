@@ -16,7 +16,7 @@ from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import stores_rerank
-from gmv_qdrant.pipeline.recovery import find_unknown_points
+from gmv_qdrant.pipeline.recovery import find_unknown_points, left_over
 from gmv_qdrant.pipeline.streams import mapped
 from gmv_qdrant.pipeline.value import CONSERVATION
 
@@ -210,9 +210,15 @@ def _store(context: Context) -> Iterator[Finding]:
     if not context.owns_collection:
         return
     unknown_points, renamed = find_unknown_points(context)
-    if unknown_points:
-        sentence = f"{len(unknown_points)} points of the store are no training images of the ledger"
-        yield Finding("unknown_points", len(unknown_points), sentence, keys=unknown_points)
+    left = left_over(context, unknown_points)
+    if left:
+        sentence = f"{len(left)} points of the store were left behind by runs that were stopped"
+        yield Finding("left over", len(left), sentence, keys=left)
+    if strange := sorted(unknown_points.keys() - set(left)):
+        sentence = (
+            f"{len(strange)} points of the store are of no run of this workspace, and stay: {_some(strange)}"
+        )
+        yield Finding("unknown points", len(strange), sentence, keys=strange)
     if renamed:
         sentence = f"{len(renamed)} points of the store name a source that is not theirs"
         yield Finding("payloads", len(renamed), sentence, keys=list(renamed))

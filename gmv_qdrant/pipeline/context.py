@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
+from gmv_qdrant.errors import FingerprintMismatch
 from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.database import Connection, Ledger, insert
 from gmv_qdrant.ledger.queries import allowed_places
@@ -25,10 +25,10 @@ from gmv_qdrant.models.encoders import RecallDistance, Runtime, load_distance, l
 from gmv_qdrant.models.encoders.base import Encoder, Storage
 from gmv_qdrant.models.quality import load_quality
 from gmv_qdrant.pipeline.batches import Forward
+from gmv_qdrant.pipeline.collection import open_collection
 from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.settings import Settings
-from gmv_qdrant.vectors import open_existing, open_store
-from gmv_qdrant.vectors.protocol import CollectionSpec, VectorStore
+from gmv_qdrant.vectors.protocol import VectorStore
 
 if TYPE_CHECKING:
     from gmv_qdrant.models.quality.base import QualityMetric
@@ -63,7 +63,9 @@ class Context:
     ledger: Ledger
     progress: Progress
     remake_store: bool = False
-    """Make a server's collection anew when it was lost: for `check --repair`, which fills it again."""
+    """Make the collection anew when it was lost: for `check --repair`, which fills it again."""
+    take_over: bool = False
+    """The collection of the workspace that this one is a copy of is this one's from now on."""
 
     @cached_property
     def allowed(self) -> tuple[str, ...]:
@@ -120,49 +122,15 @@ class Context:
 
     @cached_property
     def store(self) -> VectorStore:
-        """The recall vectors. Made when there are none yet; never made where a collection was adopted, or was lost.
-
-        Raises `CollectionMismatch` when a server's collection holds what this workspace didn't put there: what a killed
-        run leaves behind is deleted, so nobody else's points may be in it.
-        """
-        settings = self.settings
-        if not self.owns_collection:
-            store = open_existing(settings, settings.vector_name)
-            if store.spec.dim != self.recall_shape.dim:
-                store.close()
-                raise CollectionMismatch(
-                    f"the collection {settings.collection!r} now has vectors of {store.spec.dim} numbers, not "
-                    f"{self.recall_shape.dim} as when it was adopted: adopt it in another workspace"
-                )
-            return store
-        spec = CollectionSpec(
-            name=settings.collection,
-            dim=self.recall_shape.dim,
-            vector_name=settings.vector_name,
-            quantization=settings.quantization,
+        """The recall vectors: see `open_collection`."""
+        return open_collection(
+            self.root,
+            self.settings,
+            self.ledger,
+            self.recall_shape.dim,
+            remake=self.remake_store,
+            take_over=self.take_over,
         )
-        if settings.qdrant_url is None:
-            return open_store(self.root, settings, spec)
-        ours = self.ledger.meta().get("collection_is_ours") == "true"
-        if ours and not self.remake_store:
-            open_existing(settings, settings.vector_name).close()  # raises where it was deleted
-        made = open_store(self.root, settings, spec)
-        try:
-            if not ours:
-                self._claim_collection(made)
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def _claim_collection(self, store: VectorStore) -> None:
-        if there := store.count():
-            raise CollectionMismatch(
-                f"the collection {self.settings.collection!r} holds {there} points that this workspace didn't put "
-                "there: choose another name with --collection, or use them as they are with 'gmv-qdrant adopt'"
-            )
-        with self.ledger.write() as con:
-            self.ledger.set_meta(con, collection_is_ours=True)
 
     @cached_property
     def owns_collection(self) -> bool:

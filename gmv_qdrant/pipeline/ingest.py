@@ -24,6 +24,7 @@ from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.context import insert_features as insert_features
 from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load, usable
 from gmv_qdrant.pipeline.streams import BackgroundWriter, chunked
+from gmv_qdrant.vectors.protocol import RUN
 
 MAX_STORED_BYTES = 262_144
 """A re-rank vector larger than this is computed on demand instead of kept (LPIPS at 224 px: 658 KB)."""
@@ -50,7 +51,12 @@ def _finish(intake: Intake, book: LedgerWriter, work: EmbeddedChunk) -> None:
 
 
 def quantize(context: Context, run: Run) -> None:
-    """What the new points need to be searched by their codes, where they are enough to warrant it."""
+    """What the new points need to be searched by their codes, where they are enough to warrant it.
+
+    Without new points nothing is opened, and no collection is made.
+    """
+    if not run.counts["new"]:
+        return
     with run.timed("optimize"):
         context.progress.phase("quantize", None)
         context.store.optimize()
@@ -218,7 +224,10 @@ class Intake:
                 context.store.upsert(
                     points,
                     np.concatenate([item.recall for item in embedded]),
-                    [{"uri": item.loaded.record.uri, "sha256": item.loaded.hash} for item in embedded],
+                    [
+                        {"uri": item.loaded.record.uri, "sha256": item.loaded.hash, RUN: self.run.run_id}
+                        for item in embedded
+                    ],
                 )
                 context.store.flush()
         images = [

@@ -1,6 +1,7 @@
 """What a killed or failed run leaves between its writes, and how the next run tidies it up.
 
-The ledger is written last, or first when something is taken out; so whatever the ledger doesn't name, goes.
+The ledger is written last, or first when something is taken out; so what runs of this workspace wrote and the ledger
+doesn't name, goes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pyarrow as pa
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features
-from gmv_qdrant.vectors.protocol import parse_point_id
+from gmv_qdrant.vectors.protocol import RUN, parse_point_id
 
 
 def compact(context: Context, run: Run) -> None:
@@ -50,9 +51,11 @@ def compact(context: Context, run: Run) -> None:
 
 
 def tidy_points(context: Context, run: Run) -> None:
-    """Delete points that the ledger doesn't name; where a point names a source that left, name one that stays."""
+    """Delete what runs that were stopped left behind, and what was withdrawn; where a point names a source that left,
+    name one that stays. Points that no run of this workspace wrote are nobody's business here."""
     unknown_points, renamed = find_unknown_points(context)
-    context.store.delete([parse_point_id(point) for point in unknown_points])
+    leaving = [*left_over(context, unknown_points), *_withdrawn(context)]
+    context.store.delete([parse_point_id(point) for point in leaving])
     points = {str(point.id): point for point in context.store.retrieve(
         [parse_point_id(point) for point in renamed], with_vectors=True
     )}  # fmt: skip
@@ -64,29 +67,43 @@ def tidy_points(context: Context, run: Run) -> None:
             [{**point.payload, "uri": renamed[str(point.id)]} for point in whole],
         )
     context.store.flush()
-    run.counts["points_removed"] += len(unknown_points)
+    run.counts["points_removed"] += len(unknown_points.keys() & set(leaving))
 
 
-def find_unknown_points(context: Context) -> tuple[list[str], dict[str, str]]:
-    """Points that are no training images of the ledger; and, of points that name no source of theirs, one that is."""
-    unknown_points: list[str] = []
+def left_over(context: Context, unknown_points: dict[str, str | None]) -> list[str]:
+    """Those that a run of this workspace wrote, and was stopped before the ledger named them."""
+    runs = set(context.ledger.query("SELECT run_id FROM runs")["run_id"].to_pylist())
+    return [point for point, run in unknown_points.items() if run in runs]
+
+
+def _withdrawn(context: Context) -> list[str]:
+    rows = context.ledger.query("SELECT point_id FROM training WHERE version_withdrawn IS NOT NULL")
+    found: list[str] = rows["point_id"].to_pylist()
+    return found
+
+
+def find_unknown_points(context: Context) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Points that are no training images of the ledger, with the run that wrote each; and, of points that name no
+    source of theirs, one that is."""
+    unknown_points: dict[str, str | None] = {}
     renamed: dict[str, str] = {}
     for page in context.store.scroll():
         rows = context.ledger.query(
             """
-            SELECT p.point_id, t.training_key IS NULL AS strange, min(s.uri) AS uri,
+            SELECT p.point_id, p.run, t.training_key IS NULL AS strange, min(s.uri) AS uri,
                    coalesce(bool_or(s.uri = p.uri), false) AS right
             FROM page p LEFT JOIN training t ON t.point_id = p.point_id AND t.version_withdrawn IS NULL
-            LEFT JOIN sources s ON s.training_key = t.training_key GROUP BY p.point_id, t.training_key
+            LEFT JOIN sources s ON s.training_key = t.training_key GROUP BY p.point_id, p.run, t.training_key
             """,
             page=pa.table(
                 {
                     "point_id": pa.array([str(point.id) for point in page], pa.string()),
                     "uri": pa.array([point.payload.get("uri") for point in page], pa.string()),
+                    "run": pa.array([point.payload.get(RUN) for point in page], pa.string()),
                 }
             ),
         ).to_pylist()
-        unknown_points += [row["point_id"] for row in rows if row["strange"]]
+        unknown_points.update({row["point_id"]: row["run"] for row in rows if row["strange"]})
         renamed.update({row["point_id"]: row["uri"] for row in rows if row["uri"] and not row["right"]})
     return unknown_points, renamed
 

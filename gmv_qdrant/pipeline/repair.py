@@ -23,6 +23,7 @@ from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded
 from gmv_qdrant.pipeline.recovery import compact, recover, tidy_points
 from gmv_qdrant.pipeline.reranking import RerankVectors
 from gmv_qdrant.pipeline.update import update
+from gmv_qdrant.vectors.protocol import RUN
 
 BATCH = 256
 
@@ -107,7 +108,7 @@ def _unfinished(context: Context, run: Run, finding: Finding) -> str:
 
 def _points(context: Context, run: Run, finding: Finding) -> str:
     tidy_points(context, run)
-    return "they were deleted" if finding.kind == "unknown_points" else "they name one of theirs now"
+    return "they were deleted" if finding.kind == "left over" else "they name one of theirs now"
 
 
 def _orphans(context: Context, run: Run, finding: Finding) -> str:
@@ -133,7 +134,10 @@ def _vectors(context: Context, run: Run, finding: Finding) -> str | None:
             context.store.upsert(
                 [item.loaded.point_id for item in found],
                 np.concatenate([item.recall for item in found]),
-                [{"uri": item.loaded.record.uri, "sha256": item.loaded.hash} for item in found],
+                [
+                    {"uri": item.loaded.record.uri, "sha256": item.loaded.hash, RUN: run.run_id}
+                    for item in found
+                ],
             )
             done += len(found)
     context.store.flush()
@@ -219,7 +223,7 @@ _MENDERS: dict[str, Callable[[Context, Run, Finding], str | None]] = {
     "source of nothing": _stray_sources,
     "match of nothing": _stray_matches,
     "vectors": _vectors,
-    "unknown_points": _points,
+    "left over": _points,
     "payloads": _points,
     "features": _features,
     "orphan shards": _orphans,

@@ -103,6 +103,7 @@ def withdraw(context: Context, run: Run, selection: Selection) -> None:
 def take_out(context: Context, run: Run, selection: Selection, reason: str, hidden: list[int]) -> None:
     """`withdraw`, for whoever may; ``hidden``: generated images to value again beside those that matched."""
     candidates, spare = context.settings.candidates, spare_count(context)
+    _ = context.store  # whoever may not touch the points changes no ledger, either
     with run.timed("ledger"), context.ledger.write() as con:
         selection.select(con)
         counts = con.sql(_COUNTS).to_arrow_table().to_pylist()[0]

@@ -5,31 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import CollectionSpec, Condition, VectorStore
 
 if TYPE_CHECKING:
     from gmv_qdrant.settings import Settings
     from gmv_qdrant.vectors.server.store import ServerConfig, ServerStore
 
-__all__ = ["EDGE_FOLDER", "open_existing", "open_store"]
+__all__ = ["EDGE_FOLDER", "Owner", "open_existing", "open_own"]
 
 EDGE_FOLDER = "qdrant"
 """The embedded store's folder in a workspace."""
 
 
-def open_store(root: Path, settings: Settings, spec: CollectionSpec) -> VectorStore:
-    """The store that ``settings`` name, with the collection ``spec``; an absent collection is made.
+def open_own(
+    root: Path, settings: Settings, spec: CollectionSpec, owner: Owner, *, make: bool, take_over: bool = False
+) -> VectorStore:
+    """The collection of the workspace ``owner``, where ``settings`` say; embedded without ``qdrant_url``.
 
-    Without ``qdrant_url`` it is embedded, in ``root / "qdrant"``. Raises `StoreError`,
-    `CollectionMismatch` when the collection has other vectors, `StoreUnavailable` when it can't be had now.
+    make: it may be absent, and is made. take_over: it is this copy's from now on.
+    Raises `StoreError` where it is absent, `CollectionMismatch` when it is somebody else's or has other vectors,
+    `StoreUnavailable` when it can't be had now.
     """
     if settings.qdrant_url is None:
         from gmv_qdrant.vectors.embedded.store import EdgeStore
 
-        return EdgeStore.open(root / EDGE_FOLDER, spec)
+        return EdgeStore.open(root / EDGE_FOLDER, spec, owner, make=make)
     from gmv_qdrant.vectors.server.store import ServerStore
 
-    return ServerStore.open_or_create(_config(settings), spec, _tenant(settings))
+    return ServerStore.open_own(_config(settings), spec, owner, make=make, take_over=take_over)
 
 
 def open_existing(settings: Settings, vector_name: str | None) -> ServerStore:

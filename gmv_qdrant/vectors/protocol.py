@@ -18,6 +18,8 @@ Payload = Mapping[str, Any]
 Quantization = Literal["pq", "turbo", "scalar", "binary", "none"]
 """How vectors are coded. ``binary`` is only met in collections that others made."""
 VectorDistance = Literal["cosine", "dot", "euclid"]
+RUN = "run"
+"""The payload field of an own collection's points that names the run which wrote them."""
 
 
 def parse_point_id(text: str) -> PointId:

@@ -57,6 +57,8 @@ class Collection:
             {"": create.vectors} if isinstance(create.vectors, m.VectorParams) else dict(create.vectors or {})
         )
         self.quantization = create.quantization_config
+        self.metadata = create.metadata
+        self.payload_schema: dict[str, Any] = {}
         self.threshold = 1
         self.yellow = 0
         self.builds = True
@@ -132,8 +134,9 @@ class Collection:
                 "quantization_config": self.quantization.model_dump(mode="json")
                 if self.quantization
                 else None,
+                **({"metadata": self.metadata} if self.metadata else {}),
             },
-            "payload_schema": {},
+            "payload_schema": self.payload_schema,
         }
 
 
@@ -233,6 +236,7 @@ class Loopback:
             return self.add_vector(collection, parts[3], self.valid(m.VectorNameConfig, body))
         known: dict[tuple[str, str], tuple[Any, Callable[[Collection, Any], Any]]] = {
             ("PATCH", ""): (m.UpdateCollection, self.update),
+            ("PUT", "index"): (m.CreateFieldIndex, self.create_index),
             ("PUT", "points"): (m.PointInsertOperations, self.upsert),
             ("POST", "points"): (m.PointRequest, self.retrieve),
             ("POST", "points/delete"): (m.PointsSelector, self.delete),
@@ -265,8 +269,17 @@ class Loopback:
             if name not in collection.vectors:
                 raise Refused(400, f"Wrong input: Not existing vector name error: {name}")
             collection.vectors[name].quantization_config = diff.quantization_config
-        collection.build()
+        if change.vectors:
+            collection.build()
+        if change.metadata:
+            collection.metadata = {**(collection.metadata or {}), **change.metadata}
         return True
+
+    def create_index(self, collection: Collection, index: m.CreateFieldIndex) -> dict[str, Any]:
+        schema = index.field_schema
+        kind = schema if isinstance(schema, m.PayloadSchemaType) else schema.type  # type: ignore[union-attr]
+        collection.payload_schema[index.field_name] = {"data_type": kind.value, "points": 0}
+        return done()
 
     def add_vector(self, collection: Collection, name: str, config: Any) -> dict[str, Any]:
         if tuple(map(int, self.version.split(".")[:2])) < (1, 18):

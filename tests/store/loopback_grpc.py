@@ -173,12 +173,20 @@ def add_vector(loopback: Loopback, r: Any) -> Any:
 def create(loopback: Loopback, r: Any) -> Any:
     vectors = GrpcToRest.convert_vectors_config(r.vectors_config)
     return g.CollectionOperationResponse(
-        result=loopback.create(r.collection_name, m.CreateCollection(vectors=vectors))
+        result=loopback.create(
+            r.collection_name,
+            m.CreateCollection(vectors=vectors, metadata=GrpcToRest.convert_payload(r.metadata) or None),
+        )
     )
 
 
 def update(loopback: Loopback, r: Any) -> Any:
-    change = m.UpdateCollection(vectors=GrpcToRest.convert_vectors_config_diff(r.vectors_config))
+    change = m.UpdateCollection(
+        vectors=GrpcToRest.convert_vectors_config_diff(r.vectors_config)
+        if r.HasField("vectors_config")
+        else None,
+        metadata=GrpcToRest.convert_payload(r.metadata) or None,
+    )
     return g.CollectionOperationResponse(
         result=loopback.update(collection(loopback, r.collection_name), change)
     )
@@ -187,6 +195,11 @@ def update(loopback: Loopback, r: Any) -> Any:
 def describe(loopback: Loopback, r: Any) -> Any:
     info = m.CollectionInfo(**collection(loopback, r.collection_name).info())
     return g.GetCollectionInfoResponse(result=RestToGrpc.convert_collection_info(info))
+
+
+def create_index(loopback: Loopback, r: Any) -> Any:
+    index = m.CreateFieldIndex(field_name=r.field_name, field_schema=m.PayloadSchemaType.KEYWORD)
+    return applied(loopback.create_index(collection(loopback, r.collection_name), index))
 
 
 def exists(loopback: Loopback, r: Any) -> Any:
@@ -210,6 +223,7 @@ POINTS = {
     "QueryBatch": query_batch,
     "UpdateVectors": update_vectors,
     "CreateVectorName": add_vector,
+    "CreateFieldIndex": create_index,
 }
 COLLECTIONS = {
     "Create": create,

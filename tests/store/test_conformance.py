@@ -12,12 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import MakeStore, clustered, ids_of
 
-from gmv_qdrant.errors import CollectionMismatch, StoreError
+from gmv_qdrant.errors import StoreError
 from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
     Condition,
     PointId,
-    RerankStore,
     SearchParams,
     VectorStore,
 )
@@ -258,30 +257,6 @@ def test_a_closed_store_says_so(make_store: MakeStore) -> None:
         store.count()
     with pytest.raises(StoreError, match="closed"):
         store.upsert([1], clustered(1, 16), [{}])
-
-
-def test_a_second_vector_reranks_inside_the_engine(make_store: MakeStore) -> None:
-    store = make_store(SPEC)
-    assert isinstance(store, RerankStore)
-    ids, rows, second = ids_of(400), clustered(400, 16), clustered(400, 6, seed=4)
-    store.upsert(ids, rows, [{"odd": i % 2} for i in range(400)])
-    store.add_vector("rerank", 6, "euclid")
-    store.add_vector("rerank", 6, "euclid")
-    with pytest.raises(CollectionMismatch, match=r"'rerank' of 6 numbers \(euclid\), not 7 \(dot\)"):
-        store.add_vector("rerank", 7, "dot")
-    assert {i for page in store.ids_without("rerank") for i in page} == set(ids)
-    store.upsert_named("rerank", ids[:390], second[:390])
-    assert {i for page in store.ids_without("rerank") for i in page} == set(ids[390:])
-    store.upsert_named("rerank", ids[390:], second[390:])
-    hits = store.search_two_stage(rows[:3], "rerank", second[5:8], 20, EXACT, [Condition("odd", (1,))])
-    recalled = store.search(rows[:3], 20, EXACT, [Condition("odd", (1,))])
-    place = {i: n for n, i in enumerate(ids)}
-    for k, (got, first) in enumerate(zip(hits, recalled, strict=True)):
-        truth = {i: float(np.linalg.norm(second[place[i]] - second[5 + k])) for i in first.ids}
-        assert got.ids == sorted(truth, key=lambda i: (truth[i], str(i)))
-        np.testing.assert_allclose(got.distances, sorted(truth.values()), rtol=1e-5)
-    with pytest.raises(CollectionMismatch, match="has no vector 'absent'"):
-        store.search_two_stage(rows[:1], "absent", second[:1], 5, EXACT)
 
 
 OPERATIONS = st.lists(

@@ -59,7 +59,7 @@ def test_with_a_graph_the_narrowest_search_that_is_good_enough_is_taken(
     spec = CollectionSpec("training", 64, quantization="scalar")
     with EdgeStore.open(tmp_path, spec) as store:
         store.upsert(ids_of(3_000), rows, [{}] * 3_000)
-        for module in ("edge", "segments", "search"):
+        for module in ("embedded.store", "embedded.segments", "search"):
             monkeypatch.setattr(f"gmv_qdrant.vectors.{module}.HNSW_POINTS", 1_000)
         store.optimize(force=True)
         wide = default_params("scalar", 20)

@@ -348,10 +348,6 @@ def test_foreign_vectors_that_cannot_be_used(server: Loopback, config: ServerCon
         server.handle("DELETE", "/collections/theirs", b"")
     foreign(server, vectors={"clip": dense, "dino": dense})
     assert ServerStore.open(config, "theirs", "dino").spec.vector_name == "dino"
-    with pytest.raises(CollectionMismatch, match=r"vectors of 16 numbers \(cosine\).*ask for 8 \(cosine\)"):
-        ServerStore.open_or_create(config, CollectionSpec("theirs", 8, vector_name="clip"))
-    found = ServerStore.open_or_create(config, CollectionSpec("theirs", 16, vector_name="clip"))
-    assert found.spec.quantization == "none", "what is there counts, not what was asked for"
 
 
 @pytest.mark.parametrize("kind", ["pq", "scalar", "turbo"])
@@ -372,21 +368,6 @@ def test_quantization_in_place_waits_until_it_is_built(
     assert store.status().state == "yellow"
     with pytest.raises(StoreUnavailable, match=r"still yellow after 0 seconds.*goes on by itself"):
         store.wait_until_built(0.1)
-
-
-def test_adding_a_vector_whose_answer_got_lost(server: Loopback, config: ServerConfig) -> None:
-    store = ServerStore.create(config, SPEC)
-    server.fail(Fault("drop after"), on="/vectors/rerank")
-    store.add_vector("rerank", 6, "euclid")
-    assert "rerank" in server.collections["training"].vectors
-
-
-def test_an_old_server_says_that_it_cannot_add_a_vector(server: Loopback, config: ServerConfig) -> None:
-    server.version = "1.17.3"
-    store = ServerStore.create(config, SPEC)
-    assert store.version == "1.17.3"
-    with pytest.raises(StoreError, match=r"runs Qdrant 1\.17\.3, which can't add a vector.*--rerank local"):
-        store.add_vector("rerank", 6, "euclid")
 
 
 def test_batches_stay_below_the_limits_and_requests_are_bounded(
@@ -475,6 +456,5 @@ def test_read_only_use_writes_nothing(server: Loopback, config: ServerConfig) ->
         store.status()
         store.flush()
         store.optimize()
-        list(store.ids_without("recall"))
     assert server.requests
     assert server.writes() == []

@@ -16,6 +16,7 @@ from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
 from gmv_qdrant.vectors.embedded.codec import shard_config
 from gmv_qdrant.vectors.embedded.purge import ShardWriter, moving_dirs, settle_move, shard_bytes
 from gmv_qdrant.vectors.embedded.segments import collection_dir, write_note
+from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import CollectionSpec
 
 DISK_RESERVE = 128 * 2**20
@@ -23,19 +24,26 @@ DISK_RESERVE = 128 * 2**20
 
 
 class Shard:
-    """The shard of the collection ``spec`` under the folder ``path``; created when it isn't there.
+    """The shard of the collection ``spec`` under the folder ``path``; ``make``: created when it isn't there.
 
     Holds a lock of its own beside the engine's, so that nobody slips in while the engine's is handed to an
     optimizing process. Raises `CollectionMismatch`, `StoreUnavailable`, `StoreError`.
     """
 
-    def __init__(self, path: Path, spec: CollectionSpec) -> None:
+    def __init__(
+        self, path: Path, spec: CollectionSpec, owner: Owner | None = None, *, make: bool = True
+    ) -> None:
         if not spec.name or spec.name in (".", "..") or re.search(r"[/\\\x00]", spec.name):
             raise StoreError(
                 f"{spec.name!r} cannot name a collection: use letters, digits, '_', '-' and '.'."
             )
         self.path, self.spec = path, spec
         self.dir = collection_dir(path, spec.name)
+        if not make and not self.dir.is_dir() and not moving_dirs(self.dir)[1].is_dir():
+            raise StoreError(
+                f"the collection {spec.name!r} has disappeared from {path}: restore the folder, or have its vectors "
+                "computed again with 'gmv-qdrant check --repair'."
+            )
         self._engine: q.EdgeShard | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -47,6 +55,8 @@ class Shard:
         except OSError as e:
             raise StoreError(f"cannot write to the store's folder {path}: {e.strerror or e}.") from e
         try:
+            if owner:
+                owner.check_folder(path, spec.name)
             self.load()
             self.note()
         except BaseException:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import qdrant_edge as q
 
-from gmv_qdrant.errors import CollectionMismatch, StoreError
+from gmv_qdrant.errors import StoreError
 from gmv_qdrant.vectors.checks import TIES, check_batch, check_ids, check_limit, check_vectors, settle
 from gmv_qdrant.vectors.embedded import optimize as optimizer
 from gmv_qdrant.vectors.embedded.codec import flags_at, json_path, search_params, shard_filter
@@ -24,6 +24,7 @@ from gmv_qdrant.vectors.embedded.segments import (
     write_note,
 )
 from gmv_qdrant.vectors.embedded.shard import Shard
+from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
     Condition,
@@ -52,13 +53,15 @@ class EdgeStore:
         self._unflushed = 0
 
     @classmethod
-    def open(cls, path: Path, spec: CollectionSpec) -> EdgeStore:
-        """Create or load the collection ``spec.name`` under the folder ``path``.
+    def open(
+        cls, path: Path, spec: CollectionSpec, owner: Owner | None = None, *, make: bool = True
+    ) -> EdgeStore:
+        """Load the collection ``spec.name`` of ``owner`` under the folder ``path``; ``make``: it may be absent.
 
-        Raises `CollectionMismatch` when it exists with another dimension, distance or vector name,
+        Raises `CollectionMismatch` when it exists with another owner, dimension, distance or vector name,
         `StoreUnavailable` when another process has it open, `StoreError` when the folder can't be used.
         """
-        return cls(Shard(path, spec))
+        return cls(Shard(path, spec, owner, make=make))
 
     def __enter__(self) -> EdgeStore:
         return self
@@ -185,18 +188,6 @@ class EdgeStore:
             self.flush()
         finally:
             self._shard.release()
-
-    # -- re-ranking inside the engine ------------------------------------------------------------------
-
-    def _named(self, name: str) -> CollectionSpec:
-        there = self._shard.vectors().get(name)
-        if there is None:
-            raise CollectionMismatch(
-                f"the collection {self._spec.name!r} has no vector {name!r}: add it first."
-            )
-        return replace(
-            self._spec, vector_name=name, dim=int(there["size"]), distance=there["distance"].lower()
-        )
 
     # -- the engine ------------------------------------------------------------------------------------
 

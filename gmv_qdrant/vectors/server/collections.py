@@ -8,6 +8,7 @@ from collections.abc import Callable
 from qdrant_client import models as m
 
 from gmv_qdrant.errors import StoreError, StoreUnavailable
+from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import CollectionSpec, StoreStatus
 from gmv_qdrant.vectors.server.codec import dense_vectors, describe, quantization_of, vector_params
 from gmv_qdrant.vectors.server.connection import PREFLIGHT, Connection, Missing
@@ -21,15 +22,24 @@ def exists(connection: Connection, name: str) -> bool:
     return bool(connection.call("look for the collection", "collection_exists", name, patience=patience))
 
 
-def create_collection(connection: Connection, spec: CollectionSpec) -> None:
+def create_collection(connection: Connection, spec: CollectionSpec, owner: Owner) -> bool:
+    """Make the collection, with its owner's id from its first moment; False where there is one of that name."""
     params = vector_params(spec)
     vectors = params if spec.vector_name else params[""]
     try:
-        connection.call("create the collection", "create_collection", spec.name, vectors_config=vectors)
+        connection.call(
+            "create the collection",
+            "create_collection",
+            spec.name,
+            vectors_config=vectors,
+            metadata=owner.metadata,
+        )
     except StoreError:
-        # A first try whose answer got lost may have made it.
+        # There was one, or a first try whose answer got lost has made it.
         if not exists(connection, spec.name):
             raise
+        return describe_collection(connection, spec.name).config.metadata == owner.metadata
+    return True
 
 
 def describe_collection(

@@ -11,16 +11,16 @@ from qdrant_client import models as m
 
 from gmv_qdrant.errors import CollectionMismatch, StoreError
 from gmv_qdrant.vectors.checks import check_batch, check_ids
+from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import (
+    RUN,
     CollectionSpec,
-    Condition,
     Payload,
     PointId,
     Quantization,
     StoreStatus,
-    VectorDistance,
 )
-from gmv_qdrant.vectors.server.codec import dense_vectors, describe, ids_filter, plain_id, quantization_config
+from gmv_qdrant.vectors.server.codec import describe, ids_filter, plain_id, quantization_config
 from gmv_qdrant.vectors.server.collections import (
     create_collection,
     describe_collection,
@@ -41,39 +41,48 @@ class ServerStore(ServerReader):
     """
 
     @classmethod
-    def create(
-        cls, config: ServerConfig, spec: CollectionSpec, conditions: Sequence[Condition] = ()
-    ) -> ServerStore:
+    def create(cls, config: ServerConfig, spec: CollectionSpec, owner: Owner | None = None) -> ServerStore:
         """A new collection. Raises `StoreError` when there is one of that name."""
+        owner = owner or Owner.nobody()
         connection = Connection(config)
         try:
-            if exists(connection, spec.name):
+            if not create_collection(connection, spec, owner):
                 raise StoreError(
                     f"{connection.shown} already has a collection {spec.name!r}: choose another name."
                 )
-            create_collection(connection, spec)
-            return cls(connection, spec, conditions)
+            return cls(connection, spec)
         except BaseException:
             connection.close()
             raise
 
     @classmethod
-    def open_or_create(
-        cls, config: ServerConfig, spec: CollectionSpec, conditions: Sequence[Condition] = ()
+    def open_own(
+        cls, config: ServerConfig, spec: CollectionSpec, owner: Owner, *, make: bool, take_over: bool = False
     ) -> ServerStore:
-        """The collection that ``spec`` asks for. Raises `CollectionMismatch` when it is there with other vectors."""
+        """The collection of ``owner``; see `gmv_qdrant.vectors.open_own`."""
         connection = Connection(config)
         try:
-            if not exists(connection, spec.name):
-                create_collection(connection, spec)
-            found = describe(describe_collection(connection, spec.name), spec.name, spec.vector_name)
+            made = make and not exists(connection, spec.name) and create_collection(connection, spec, owner)
+            info = describe_collection(connection, spec.name)
+            if made and not info.config.metadata:
+                raise StoreError(
+                    f"{connection.shown} can't keep whose collection {spec.name!r} is: use Qdrant 1.16 or newer."
+                )
+            if take_over:
+                _take_over(connection, info, spec.name, owner)
+            else:
+                owner.check(info.config.metadata, spec.name, connection.shown)
+            found = describe(info, spec.name, spec.vector_name)
             if (found.dim, found.distance) != (spec.dim, spec.distance):
                 raise CollectionMismatch(
                     f"the collection {spec.name!r} at {connection.shown} has vectors of {found.dim} numbers "
                     f"({found.distance}), but the settings ask for {spec.dim} ({spec.distance}): use the encoder "
                     "it was made with, or another collection name."
                 )
-            return cls(connection, found, conditions)
+            if RUN not in info.payload_schema:
+                keyword = m.PayloadSchemaType.KEYWORD
+                connection.call("index the payload", "create_payload_index", spec.name, RUN, keyword)
+            return cls(connection, found)
         except BaseException:
             connection.close()
             raise
@@ -151,19 +160,11 @@ class ServerStore(ServerReader):
         """Wait until the server has indexed and quantized what it is going to. Raises `StoreUnavailable`."""
         return wait_until_built(self.status, self._spec.name, self._connection.shown, patience)
 
-    # -- re-ranking inside the engine ------------------------------------------------------------------
 
-    def _has_vector(self, name: str, dim: int, distance: VectorDistance) -> bool:
-        info = self._info()
-        if name not in dense_vectors(info):
-            return False
-        found = describe(info, self._spec.name, name)
-        if (found.dim, found.distance) != (dim, distance):
-            raise CollectionMismatch(
-                f"the collection {self._spec.name!r} has a vector {name!r} of {found.dim} numbers "
-                f"({found.distance}), not {dim} ({distance}): choose another name."
-            )
-        return True
+def _take_over(connection: Connection, info: m.CollectionInfo, name: str, owner: Owner) -> None:
+    """A copy of the workspace that owned the collection owns it from now on; the other is refused."""
+    owner.check_id(info.config.metadata, name, connection.shown)
+    connection.call("take over the collection", "update_collection", name, metadata=owner.metadata)
 
 
 def _slices(sizes: Sequence[int]) -> Iterator[slice]:
