@@ -17,7 +17,7 @@ from synthetic_data import synthetic
 
 from gmv_qdrant import LedgerError, SettingsError, ValueFunction, Workspace
 from gmv_qdrant.images.records import content_hash
-from gmv_qdrant.report import page, plots, queries
+from gmv_qdrant.report import lettering, page, plots, queries
 from gmv_qdrant.report.queries import Snapshot
 from gmv_qdrant.report.thumbnails import SMALL, Thumbnails
 
@@ -294,3 +294,22 @@ def test_a_bar_and_its_interval_fit_together() -> None:
 )
 def test_numbers(value: float | None, text: str) -> None:
     assert page.number(value) == text
+
+
+@pytest.mark.parametrize("system", [True, False], ids=["fonts of the system", "no fonts but Pillow's"])
+def test_names_in_any_script_are_lettered(system: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not system:
+        monkeypatch.setattr(lettering, "FONTS", ())
+    for cached in (lettering._fonts, lettering._choice):
+        cached.cache_clear()
+    try:
+        written = "".join(run for _, run in lettering._runs("Zoë Müller, José, 山田", 13))
+        assert written.replace("?", "")[:16] in ("Zoë Müller, José", "Zoe Muller, Jose")
+        assert len(written) == len("Zoë Müller, José, 山田")
+        assert lettering.width(written, 13) > 50
+        assert lettering.fit("a" * 100, 13, 80).endswith("…")
+        assert lettering.width(lettering.fit("é" * 100, 13, 80), 13) <= 80
+        assert lettering.wrap("one two three", 13, 40, lines=2)[0] == "one"
+    finally:
+        for cached in (lettering._fonts, lettering._choice):
+            cached.cache_clear()

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
+from gmv_qdrant.report.lettering import fit, wrap, write
 from gmv_qdrant.report.page import STATEMENT, name, number, write_whole
 from gmv_qdrant.report.queries import Row, beneficiaries, contributors, generated_names, training_names
 from gmv_qdrant.report.thumbnails import LARGE, Picture, Thumbnails
@@ -71,7 +72,7 @@ def _draw(title: str, first: _Cell, cells: Sequence[_Cell]) -> Image.Image:
     height = GAP + 40 + rows * (CELL + TEXT + GAP) + 30
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, GAP), _fit(draw, title, 20, width - 2 * GAP), INK, ImageFont.load_default(20))
+    write(draw, (GAP, GAP), fit(title, 20, width - 2 * GAP), 20, INK)
     top = GAP + 40
     _cell(sheet, draw, first, GAP, top)
     line = GAP + CELL + GAP
@@ -80,19 +81,17 @@ def _draw(title: str, first: _Cell, cells: Sequence[_Cell]) -> Image.Image:
         x = line + GAP + index % columns * (CELL + GAP)
         _cell(sheet, draw, cell, x, top + index // columns * (CELL + TEXT + GAP))
     if not cells:
-        draw.text((line + GAP, top), "none", SOFT, ImageFont.load_default(14))
+        write(draw, (line + GAP, top), "none", 14, SOFT)
     statement = STATEMENT.partition(":")[0] + "."
-    draw.text(
-        (GAP, height - 30), _fit(draw, statement, 13, width - 2 * GAP), SOFT, ImageFont.load_default(13)
-    )
+    write(draw, (GAP, height - 30), fit(statement, 13, width - 2 * GAP), 13, SOFT)
     return sheet
 
 
 def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: _Cell, x: int, y: int) -> None:
     if cell.picture.jpeg is None:
         draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), RAISED)
-        text = _wrapped(draw, cell.picture.reason, 12, CELL - 16)
-        draw.multiline_text((x + 8, y + 8), text, SOFT, ImageFont.load_default(12))
+        for index, line in enumerate(wrap(cell.picture.reason, 12, CELL - 16, lines=9)):
+            write(draw, (x + 8, y + 8 + 16 * index), line, 12, SOFT)
     else:
         picture = Image.open(io.BytesIO(cell.picture.jpeg))
         scale = CELL / max(picture.size)
@@ -101,29 +100,4 @@ def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: _Cell, x: int, y:
         sheet.paste(shown, (x + (CELL - size[0]) // 2, y + (CELL - size[1]) // 2))
     for index, line in enumerate(cell.lines):
         colour = INK if index == 0 else SOFT
-        draw.text(
-            (x, y + CELL + 5 + 18 * index), _fit(draw, line, 13, CELL), colour, ImageFont.load_default(13)
-        )
-
-
-def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """One line, cut where it would run over."""
-    font = ImageFont.load_default(size)
-    text = " ".join(text.split())
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text + "…"
-
-
-def _wrapped(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    lines: list[str] = []
-    rest = " ".join(text.split())
-    while rest and len(lines) < 9:
-        cut = len(_fit(draw, rest, size, width).removesuffix("…"))
-        at = rest.rfind(" ", 0, cut + 1) if cut < len(rest) else cut
-        at = at if at > 0 else max(cut, 1)
-        lines.append(rest[:at])
-        rest = rest[at:].lstrip()
-    return "\n".join(lines)
+        write(draw, (x, y + CELL + 5 + 18 * index), fit(line, 13, CELL), 13, colour)
