@@ -95,17 +95,19 @@ class Guard:
             return PlainTextResponse("Another site's page can't ask this one.", 403)
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("Only GET and POST are answered.", 405)
-        if self.token is None:
-            return None
+        return None if self.token is None else self._token_refusal(scope, headers, self.token)
+
+    def _token_refusal(
+        self, scope: Scope, headers: Headers, token: str
+    ) -> PlainTextResponse | RedirectResponse | None:
+        """None for who has the token's cookie; who brings the token in the address gets the cookie."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = dict(query).get("token")
         if given is not None and self._is_token(given):
             rest = urlencode([(name, value) for name, value in query if name != "token"])
             path = "/" + scope["path"].lstrip("/")  # "//elsewhere" would lead to another site
             response = RedirectResponse(path + ("?" + rest if rest else ""), 303)
-            response.set_cookie(
-                COOKIE, self.token, httponly=True, samesite="strict", path=self.root_path + "/"
-            )
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path=self.root_path + "/")
             return response
         if self._is_token(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")):
             return None
