@@ -77,18 +77,16 @@ def main(workspace: Workspace, image: Path, out: Path) -> None:
             shoot(driver, report, out / "report-dark.png", DESKTOP, dark=True)
             shoot(driver, report, out / "report-phone.png", PHONE)
             shoot(driver, f"{here}/", out / "overview.png", DESKTOP)
-            shoot(driver, f"{here}/owners?sort=each", out / "owners.png", (1200, 640))
-            shoot(driver, f"{here}/generated?sort=distance", out / "generated.png", DESKTOP)
+            shoot(driver, f"{here}/owners?calibration=demo", out / "owners.png", (1200, 640))
+            shoot(driver, f"{here}/generated?calibration=demo", out / "generated.png", DESKTOP)
             shoot(
                 driver,
-                f"{here}/generated/1?temperature=0.01",
+                f"{here}/generated/1?calibration=demo",
                 out / "generated-image-dark.png",
                 DESKTOP,
                 dark=True,
             )
             shoot(driver, f"{here}/training", out / "training-phone.png", PHONE)
-            query = "FROM+credits(%27label%27)+ORDER+BY+value+DESC"
-            shoot(driver, f"{here}/sql?query={query}", out / "sql.png", (1200, 900))
             driver.get(here)
             driver.find_element("css selector", "#image").send_keys(str(image.absolute()))
             driver.find_element("xpath", "//button[.='Show contributors']").click()

@@ -496,3 +496,39 @@ def test_browser_never_scrolls_sideways(
             assert browser.execute_script("return document.documentElement.scrollWidth") <= width, page
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "path", ["/", "/owners", "/training", "/generated", "/training/1", "/generated/1", "/no/where"]
+)
+def test_browser_finds_no_barrier(small: tuple[int, Workspace], browser: Any, path: str, scheme: str) -> None:
+    """axe: names, roles, contrast, landmarks, order, in both schemes."""
+    import axe_core_python
+
+    port, _ = small
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.get(f"http://127.0.0.1:{port}{path}")
+    browser.execute_script((Path(axe_core_python.__file__).parent / "axe.min.js").read_text())
+    found = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
+    assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found["violations"]] == []
+
+
+def test_browser_is_used_by_keyboard_alone(small: tuple[int, Workspace], browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    port, _ = small
+    browser.get(f"http://127.0.0.1:{port}/owners")
+    one(browser, "body").send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.text == "Skip to the page"
+    for _ in range(60):
+        focused = browser.switch_to.active_element
+        if focused.tag_name == "a" and focused.text == "owner 3":
+            break
+        focused.send_keys(Keys.TAB)
+    else:
+        raise AssertionError("no owner can be reached")
+    focused.send_keys(Keys.ENTER)
+    WebDriverWait(browser, 20).until(lambda here: "owner=owner" in here.current_url)
