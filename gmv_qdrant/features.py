@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.models.encoders.base import Storage
+from gmv_qdrant.models.base import Storage
 from gmv_qdrant.shards import make_shards
 
 Locations = np.ndarray

@@ -198,13 +198,10 @@ def restore_settings(root: Path, settings: Settings) -> None:
 
 def canonical(settings: Settings) -> Settings:
     """With the names of models spelt out, as a workspace keeps them."""
-    from gmv_qdrant.models.encoders import canonical_distance_name, canonical_encoder_name
-    from gmv_qdrant.models.quality import canonical_quality_name
+    from gmv_qdrant.models.catalogue import names_of
 
     weights = settings.encoder_weights
     return settings.replaced(
-        encoder=canonical_encoder_name(settings.encoder),
-        distance=canonical_distance_name(settings.distance),
-        quality=canonical_quality_name(settings.quality),
+        **names_of(settings),
         encoder_weights=str(Path(weights).absolute()) if weights else None,
     )

@@ -133,9 +133,22 @@ def _secret(value: Any) -> Secret:
 # -- the settings ------------------------------------------------------------------------------------
 
 
-class SettingOptions(TypedDict, total=False):
-    """The settings as keywords: None is "not given"."""
+PRESETS: dict[str, dict[str, str]] = {
+    "paper": {
+        "encoder": "clip:ViT-B-32-quickgelu/openai",
+        "distance": "dreamsim",
+        "quality": "maniqa",
+    },
+    "light": {"encoder": "pixels:32", "distance": "l2@32", "quality": "none"},
+}
+"""What ``init --preset`` stands for: the paper's networks, or none at all. ``light`` takes images of any size and
+form, down to one pixel; it scores no quality: metrics without weights fail on small images, and call flat ones bad."""
 
+
+class SettingOptions(TypedDict, total=False):
+    """The settings as keywords: None is "not given". preset: a name of `PRESETS`, which single settings override."""
+
+    preset: str | None
     encoder: str | None
     encoder_weights: str | Path | None
     distance: str | None
@@ -158,6 +171,7 @@ class SettingOptions(TypedDict, total=False):
     target_recall: float | None
     cache_dir: str | Path | None
     offline: bool | None
+    trust: bool | None
     engine: str | None
     ray_workers: int | None
 
@@ -239,10 +253,12 @@ class Settings:
     is made, and may differ from run to run.
     """
 
-    encoder: str = _setting("clip:ViT-B-32-quickgelu/openai", _text, "recall encoder", fixed=True)
+    encoder: str = _setting(PRESETS["paper"]["encoder"], _text, "recall encoder", fixed=True)
     encoder_weights: str | None = _setting(None, _text, "a local file with its weights", fixed=True)
-    distance: str = _setting("dreamsim", _text, "re-rank distance", fixed=True)
-    quality: str = _setting("maniqa", _text, "quality metric of generated images", fixed=True)
+    distance: str = _setting(PRESETS["paper"]["distance"], _text, "re-rank distance", fixed=True)
+    quality: str = _setting(
+        PRESETS["paper"]["quality"], _text, "quality metric of generated images", fixed=True
+    )
     candidates: int = _setting(200, _integer(1, 10_000), "K, candidates of the recall phase", fixed=True)
     quantization: Literal["pq", "turbo", "scalar", "none"] = _setting(
         "pq",
@@ -306,6 +322,11 @@ class Settings:
         None, _path, "where weights are kept; by itself each package's own folder"
     )
     offline: bool = _setting(False, _flag, "never ask the network for weights (also `HF_HUB_OFFLINE=1`)")
+    trust: bool = _setting(
+        False,
+        _flag,
+        "download weights whose SHA-256 nobody publishes as they come, and run code of model repositories",
+    )
     engine: Literal["local", "ray"] = _setting(
         "local",
         _one_of("local", "ray"),
@@ -333,6 +354,12 @@ class Settings:
             variable = about.variable or f"GMV_{name.upper()}"
             if value := os.environ.get(variable):
                 given[name] = (value, variable)
+        if (preset := flags.pop("preset", None)) is not None:
+            if preset not in PRESETS:
+                raise SettingsError(
+                    f"there is no preset {preset!r}{did_you_mean(str(preset), PRESETS)}: {', '.join(PRESETS)}"
+                )
+            given |= {name: (value, name) for name, value in PRESETS[preset].items()}
         given |= {name: (value, name) for name, value in flags.items() if value is not None}
         return cls(**{name: _parsed(ABOUT, name, value, where) for name, (value, where) in given.items()})
 

@@ -319,8 +319,8 @@ def measure_networks(cache_dir: Path | None) -> Constants:
     from PIL import Image
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gmv_qdrant.models.encoders import Runtime, load_distance, load_encoder
-    from gmv_qdrant.models.quality import load_quality
+    from gmv_qdrant.models.devices import Runtime
+    from gmv_qdrant.models.registry import load_distance, load_encoder, load_quality
 
     runtime = Runtime(device="cpu", offline=True, cache_dir=cache_dir)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)

@@ -200,10 +200,15 @@ def seed_small_dreamsim(kind: str, folder: Path, monkeypatch: object) -> None:
     from functools import partial
 
     with muted():
-        from dreamsim.feature_extraction import load_clip_as_dino, load_open_clip_as_dino, load_synclr_as_dino
+        from dreamsim.feature_extraction import (
+            load_clip_as_dino,
+            load_open_clip_as_dino,
+            load_synclr_as_dino,
+            vision_transformer,
+        )
         from dreamsim.feature_extraction.vision_transformer import VisionTransformer
 
-    def vit_base(patch_size: int = 16, **options: object) -> torch.nn.Module:
+    def vit_base(patch_size: int = 16, **_: object) -> torch.nn.Module:
         return VisionTransformer(
             patch_size=patch_size,
             embed_dim=48,
@@ -213,6 +218,6 @@ def seed_small_dreamsim(kind: str, folder: Path, monkeypatch: object) -> None:
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         )
 
-    for module in (load_clip_as_dino, load_open_clip_as_dino, load_synclr_as_dino):
+    for module in (load_clip_as_dino, load_open_clip_as_dino, load_synclr_as_dino, vision_transformer):
         monkeypatch.setattr(module, "vit_base", vit_base)  # type: ignore[attr-defined]
     seed_dreamsim(kind, folder, width=48)

@@ -255,18 +255,18 @@ def test_the_encoder_that_fits_is_measured(
     folder: Path, server: ReadOnly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another of the same dimension, whose weights are here, is tried on the sample."""
-    from gmv_qdrant.models.encoders import registry
+    from gmv_qdrant.models import registry
     from gmv_qdrant.models.encoders.pixels import PixelEncoder
 
     class Upside(PixelEncoder):
         def prepare(self, image: Any) -> Any:
             return super().prepare(image).flip(0)
 
-    def load(argument: str, weights: str | None, runtime: Any) -> Any:
-        plain = registry.RECALL_FAMILIES["pixels"].load("8", None, runtime)
+    def load(argument: str, runtime: Any) -> Any:
+        plain = registry.FAMILIES["encoder"]["pixels"].load("8", runtime)
         return Upside("upside:8", 8, "cosine", plain.storage, "upside down")
 
-    monkeypatch.setitem(registry.RECALL_FAMILIES, "upside", registry.RecallFamily(load))
+    monkeypatch.setitem(registry.FAMILIES["encoder"], "upside", registry.Family(load))
     create(server)
     put(server, folder, TRAINING)
     refused(server, folder, CollectionMismatch, r"pixels:8 fits \(cosine 1\.0000\): adopt it with --encoder pixels:8",

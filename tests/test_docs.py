@@ -58,11 +58,3 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     code = f"import sys, gmv_qdrant.cli.main; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_every_mapping_of_a_quality_metric_is_documented() -> None:
-    from gmv_qdrant.models.quality import iqa
-
-    rows = re.findall(r"^\| `(q = [^`]+)` \| (.+) \|$", (DOCS / "models.md").read_text(), flags=re.MULTILINE)
-    documented = {name: how for how, names in rows for name in re.findall(r"`([^`]+)`", names)}
-    assert documented == {name: str(mapping) for name, mapping in iqa.mappings().items()}

@@ -14,14 +14,9 @@ from models_offline import add_tiny_clip, muted, sample_images, save_alexnet, sa
 from PIL import Image
 
 from gmv_qdrant.errors import ModelError, SettingsError
-from gmv_qdrant.models.encoders import (
-    Encoder,
-    Runtime,
-    canonical_distance_name,
-    canonical_encoder_name,
-    load_encoder,
-    resolve_device,
-)
+from gmv_qdrant.models.base import Encoder
+from gmv_qdrant.models.devices import Runtime, resolve_device
+from gmv_qdrant.models.registry import canonical_name, load_distance, load_encoder
 
 CPU = Runtime(device="cpu")
 
@@ -322,15 +317,15 @@ def test_every_published_clip_is_usable_or_names_its_twin() -> None:
     [
         ("clip:ViT-B-32/openai", "trained with QuickGELU.*use clip:ViT-B-32-quickgelu/openai"),
         ("clip:ViT-B-32-quickgelu/laion2b_s34b_b79k", "use clip:ViT-B-32/laion2b_s34b_b79k"),
-        ("clip:ViT-B-33/openai", "did you mean.*ViT-B-32"),
-        ("clip:ViT-B-32-quickgelu/open", "no weights 'open'.*did you mean openai"),
+        ("clip:ViT-B-33/openai", "did you mean 'ViT-B-"),
+        ("clip:ViT-B-32-quickgelu/open", "no weights 'open'.*did you mean 'openai'"),
         ("clip:ViT-B-32", "names no weights"),
-        ("timm:resnet-50", "did you mean resnet50"),
+        ("timm:resnet-50", "did you mean 'resnet50'"),
         ("timm:resnet50.nonsense", "no weights 'resnet50.nonsense'"),
         ("timm", "which model"),
-        ("torchvision:alexnt", "did you mean alexnet"),
-        ("torchvision:resnet50/V3", "IMAGENET1K_V"),
-        ("pixel:8", "unknown encoder 'pixel:8'; did you mean pixels"),
+        ("torchvision:alexnt", "did you mean 'alexnet'"),
+        ("torchvision:resnet50/V3", "no weights 'V3'"),
+        ("pixel:8", "unknown encoder 'pixel:8' .did you mean 'pixels'"),
         ("pixels:0", "not a resolution"),
         ("", "unknown encoder ''"),
     ],
@@ -341,9 +336,9 @@ def test_names_that_cannot_be_used_say_what_is_near(name: str, sentence: str) ->
 
 
 def test_names_have_one_canonical_form() -> None:
-    assert canonical_encoder_name("clip") == "clip:ViT-B-32-quickgelu/openai"
-    assert canonical_encoder_name("pixels") == "pixels:32"
-    assert canonical_encoder_name("timm:resnet50") == "timm:resnet50"
+    assert canonical_name("encoder", "clip") == "clip:ViT-B-32-quickgelu/openai"
+    assert canonical_name("encoder", "pixels") == "pixels:32"
+    assert canonical_name("encoder", "timm:resnet50") == "timm:resnet50"
     forms = {
         "dreamsim": ["dreamsim", "dreamsim:ensemble"],
         "dreamsim:dino_vitb16": ["dreamsim:dino_vitb16"],
@@ -354,7 +349,7 @@ def test_names_have_one_canonical_form() -> None:
         "none": ["none"],
     }
     for canonical, names in forms.items():
-        assert {canonical_distance_name(name) for name in [canonical, *names]} == {canonical}
+        assert {canonical_name("distance", name) for name in [canonical, *names]} == {canonical}
 
 
 # --- runtime ------------------------------------------------------------------------------------------------
@@ -386,11 +381,9 @@ def test_bf16_is_another_identity_and_close(timm_file: Path, images: list[Image.
 
 
 def test_a_plug_in_adds_an_encoder_and_a_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gmv_qdrant.models.encoders import load_distance
-
     (tmp_path / "thirdparty.py").write_text(
         "from gmv_qdrant.models.encoders.pixels import load_recall, load_rms\n"
-        "def encoder(argument, weights, runtime): return load_recall(argument, weights, runtime)\n"
+        "def encoder(argument, runtime): return load_recall(argument, runtime)\n"
         "def distance(argument, runtime): return load_rms(argument, runtime)\n"
     )
     info = tmp_path / "thirdparty-1.0.dist-info"
@@ -403,8 +396,8 @@ def test_a_plug_in_adds_an_encoder_and_a_distance(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_encoder("mine:5", runtime=CPU).dim == 75
     assert load_distance("ours:5", runtime=CPU).metric == "euclid"
-    assert canonical_distance_name("ours:5") == "ours:5"
+    assert canonical_name("distance", "ours:5") == "ours:5"
     with pytest.raises(ModelError, match=r"nowhere:load.* cannot be imported"):
         load_encoder("broken", runtime=CPU)
-    with pytest.raises(ModelError, match="did you mean mine"):
+    with pytest.raises(ModelError, match="did you mean 'mine'"):
         load_encoder("mien", runtime=CPU)

@@ -15,8 +15,10 @@ from models_offline import muted, sample_images, save_random
 from PIL import Image
 
 from gmv_qdrant.errors import ImageError, ModelError
-from gmv_qdrant.models.encoders import Runtime
-from gmv_qdrant.models.quality import canonical_quality_name, iqa, load_quality
+from gmv_qdrant.models import quality
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.registry import canonical_name, load_quality
+from gmv_qdrant.models.wrappers import CheckedMetric
 
 CPU = Runtime(device="cpu")
 FULL_SIZE = pytest.mark.skipif(
@@ -76,7 +78,7 @@ def test_entropy_has_its_own_range(images: list[Image.Image]) -> None:
 def test_every_metric_is_mapped_or_refused_with_a_reason() -> None:
     with muted():
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
-    mappings = iqa.mappings()
+    mappings = quality.mappings()
     assert {"maniqa", "piqe", "niqe", "brisque", "musiq", "topiq_nr", "clipiqa"} <= set(mappings)
     for name, config in DEFAULT_CONFIGS.items():
         if name in mappings:
@@ -87,14 +89,14 @@ def test_every_metric_is_mapped_or_refused_with_a_reason() -> None:
             assert mappings[name](best + (best - worst)) == 1.0
         else:
             with pytest.raises(ModelError, match=r"unknown quality|gives no quality|no finite range"):
-                canonical_quality_name(name)
+                canonical_name("quality", name)
 
 
 @given(st.floats(-1000, 1000), st.floats(-1000, 1000))
 @settings(max_examples=100, deadline=None)
 def test_mappings_are_monotone_and_stay_in_the_unit_interval(first: float, second: float) -> None:
     lower, higher = sorted((first, second))
-    for mapping in (iqa.Mapping(0, 100, True), iqa.Mapping(-1, 2, False)):
+    for mapping in (quality.Mapping(0, 100, True), quality.Mapping(-1, 2, False)):
         a, b = mapping(lower), mapping(higher)
         assert 0 <= min(a, b) <= max(a, b) <= 1
         assert a >= b if mapping.lower_better else a <= b
@@ -103,12 +105,12 @@ def test_mappings_are_monotone_and_stay_in_the_unit_interval(first: float, secon
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("maniqua", "unknown quality metric 'maniqua'; did you mean maniqa"),
+        ("maniqua", "unknown quality metric 'maniqua' .did you mean 'maniqa'"),
         ("lpips", "unknown quality metric"),
         ("clipscore", "compares an image with a caption"),
         ("fid", "compares sets of images"),
-        ("maniqa", r"needs .*ckpt_koniq10k\.pt, which is not in .*pyiqa.*offline.*models fetch maniqa"),
-        ("musiq", r"needs .*musiq_koniq.*models fetch musiq"),
+        ("maniqa", r"missing of maniqa .543 MB, Apache-2.0; pyiqa.*offline.*models fetch maniqa"),
+        ("musiq", r"missing of musiq.*models fetch musiq"),
     ],
 )
 def test_what_cannot_be_had_is_said_at_once(
@@ -136,10 +138,12 @@ def test_a_score_that_is_no_number_is_an_image_error() -> None:
             assert pixels.shape[2] > 16, "too small"
             return pixels.mean() / 0 * 0
 
-    metric = iqa.PyiqaMetric("made-up", iqa.Mapping(0, 1, False), Failing(), "cpu")
+    metric = CheckedMetric(
+        "made-up", quality.PyiqaMetric("made-up", quality.Mapping(0, 1, False), Failing(), "cpu")
+    )
     with pytest.raises(ImageError, match="made-up gives nan for an image of 20x20"):
         metric.score(Image.new("RGB", (20, 20), "white"))
-    with pytest.raises(ImageError, match="made-up cannot score an image of 9x9: too small"):
+    with pytest.raises(ImageError, match="made-up cannot score an image of 9x9: AssertionError: too small"):
         metric.score(Image.new("RGB", (9, 9)))
 
 
@@ -148,7 +152,7 @@ def test_random_crops_are_the_same_every_time() -> None:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return torch.rand(()) * np.random.rand()
 
-    metric = iqa.PyiqaMetric("made-up", iqa.Mapping(0, 1, False), Random(), "cpu")
+    metric = quality.PyiqaMetric("made-up", quality.Mapping(0, 1, False), Random(), "cpu")
     image = Image.new("RGB", (20, 20))
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
@@ -168,7 +172,7 @@ def test_distinct_crops_are_pyiqa_s_each_equally_often(height: int, width: int) 
     generator = torch.Generator().manual_seed(height * 1000 + width)
     image = torch.rand(1, 1, height, width, generator=generator)
     theirs = [crop.numpy().tobytes() for crop in uniform_crop(image, crop_size=64, crop_num=20)]
-    ours = [crop.numpy().tobytes() for crop in iqa.distinct_crops(image, 64, 20)]
+    ours = [crop.numpy().tobytes() for crop in quality.distinct_crops(image, 64, 20)]
     assert list(dict.fromkeys(theirs)) == ours
     assert {theirs.count(crop) for crop in ours} == {20 // len(ours)}
 
@@ -177,7 +181,7 @@ def test_crops_that_only_look_alike_are_all_kept() -> None:
     """A half-flat image has equal crops at different places; dropping those would shift the weighted mean."""
     image = torch.zeros(1, 1, 300, 300)
     image[..., 270:] = 1.0
-    assert len(iqa.distinct_crops(image, 224, 20)) == 20
+    assert len(quality.distinct_crops(image, 224, 20)) == 20
 
 
 SMALL = {"embed_dim": 48, "dim_mlp": 48, "num_heads": [4, 4], "scale": 0.8, "type": "MANIQA"}
@@ -196,8 +200,8 @@ def small_maniqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         assert not pretrained  # the download would be wasted: the checkpoint holds those weights, too
         return VisionTransformer(patch_size=8, embed_dim=48, depth=12, num_heads=1)
 
-    config = {**iqa._configs(), "maniqa": {**iqa._configs()["maniqa"], "metric_opts": SMALL}}
-    monkeypatch.setattr(iqa, "_configs", lambda: config)
+    config = {**quality._configs(), "maniqa": {**quality._configs()["maniqa"], "metric_opts": SMALL}}
+    monkeypatch.setattr(quality, "_configs", lambda: config)
     options = {key: value for key, value in SMALL.items() if key != "type"}
     with monkeypatch.context() as patch, muted():
         patch.setattr(timm, "create_model", lambda name, pretrained: create(name, False))
@@ -275,7 +279,7 @@ def test_a_plug_in_adds_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     metric = load_quality("brightness", runtime=CPU)
     assert metric is not None
     assert metric.score(Image.new("RGB", (4, 4), "white")) == 1.0
-    assert canonical_quality_name("brightness") == "brightness"
+    assert canonical_name("quality", "brightness") == "brightness"
 
 
 @FULL_SIZE
@@ -285,7 +289,9 @@ def test_full_size_maniqa_agrees_with_pyiqa(tmp_path: Path, monkeypatch: pytest.
         import timm
         from pyiqa.archs import maniqa_arch
 
-    options = {key: value for key, value in iqa._configs()["maniqa"]["metric_opts"].items() if key != "type"}
+    options = {
+        key: value for key, value in quality._configs()["maniqa"]["metric_opts"].items() if key != "type"
+    }
     original = timm.create_model
     with monkeypatch.context() as patch, muted():
         patch.setattr(timm, "create_model", lambda name, pretrained: original(name, pretrained=False))

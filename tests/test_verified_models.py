@@ -12,8 +12,8 @@ from models_offline import save_alexnet
 from PIL import Image
 
 from gmv_qdrant.errors import FingerprintMismatch
+from gmv_qdrant.models import quality
 from gmv_qdrant.models.encoders import network
-from gmv_qdrant.models.quality import iqa
 from gmv_qdrant.models.verified import Models
 from gmv_qdrant.settings import Settings
 
@@ -111,7 +111,7 @@ def test_what_a_library_computes_otherwise_is_seen(
         ):
             Models.verified(settings, kept)
     with monkeypatch.context() as patch:
-        patch.setattr(iqa, "_to_unit", lambda image: torch.rand(1, 3, 64, 64))
+        patch.setattr(quality, "_to_unit", lambda image: torch.rand(1, 3, 64, 64))
         with pytest.raises(FingerprintMismatch, match="the quality piqe no longer gives"):
             Models.verified(settings, kept)
 

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gmv_qdrant.cli.options import json_option
+from gmv_qdrant.cli.options import json_option, preset_option
 from gmv_qdrant.cli.render import bars, note, print_json, print_rows
+
+if TYPE_CHECKING:
+    from gmv_qdrant.models.catalogue import ModelStatus
+    from gmv_qdrant.settings import Settings
+
+
+def _which(command: Any) -> Any:
+    """Whose models, and where their weights are: the options of ``status`` and ``fetch``."""
+    for option in (
+        click.option(
+            "-w",
+            "--workspace",
+            type=click.Path(path_type=Path),
+            help="Without NAMES: the models of this workspace.  [default: GMV_WORKSPACE, or the folder here]",
+        ),
+        preset_option,
+        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights are kept."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -22,7 +42,7 @@ def list_(as_json: bool) -> None:
     """The names that settings may hold."""
     from gmv_qdrant.models.catalogue import list_models
 
-    found = [{"kind": model.kind, "name": model.name, "about": model.about} for model in list_models()]
+    found = list_models()
     if as_json:
         print_json(found)
     else:
@@ -31,56 +51,81 @@ def list_(as_json: bool) -> None:
 
 @models.command()
 @click.argument("names", nargs=-1)
-@click.option(
-    "-w",
-    "--workspace",
-    type=click.Path(path_type=Path),
-    envvar="GMV_WORKSPACE",
-    help="The models of a workspace.",
-)
+@_which
 @json_option
-def status(names: tuple[str, ...], workspace: Path | None, as_json: bool) -> None:
-    """Whether NAMES can be loaded without a network; without any, the models of a workspace or the defaults."""
-    from gmv_qdrant.models.catalogue import model_status
-    from gmv_qdrant.settings import Settings
+@click.pass_obj
+def status(path: Path, /, names: tuple[str, ...], as_json: bool, **which: Any) -> None:
+    """Whether NAMES can be loaded without a network; without any, the models of the workspace, or of a preset."""
+    from gmv_qdrant.models.catalogue import model_status, names_of
+    from gmv_qdrant.models.devices import Runtime
 
-    if not names:
-        settings = Settings.resolve(workspace)
-        names = (settings.encoder, settings.distance, settings.quality)
-    found = [model_status(name) for name in names]
+    settings = _settings(path, **which)
+    runtime = Runtime.of(settings)
+    found = (
+        [model_status(name, runtime) for name in names]
+        if names
+        else [model_status(name, runtime, kind) for kind, name in names_of(settings).items()]
+    )
     if as_json:
         print_json([one.as_dict() for one in found])
-        return
-    table: list[dict[str, Any]] = []
-    for one in found:
-        ready = {True: "yes", False: "no", None: "only loading it can tell"}[one.ready]
-        for file in one.files or (None,):
-            table.append(
-                {
-                    "name": one.name,
-                    "ready": ready,
-                    "needs": file.origin if file else "nothing",
-                    "MB": round(file.size / 1e6) if file and file.size else None,
-                    "looked for in": str(file.where) if file else "–",
-                    "there": "–" if file is None else "yes" if file.path else "no",
-                }
-            )
-    print_rows(table, list(table[0]))
+    else:
+        table = [row for one in found for row in _rows(one)]
+        print_rows(table, list(table[0]))
+
+
+def _rows(one: ModelStatus) -> list[dict[str, Any]]:
+    ready = {True: "yes", False: "no", None: "only loading it can tell"}[one.ready]
+    nothing: dict[str, Any] = dict.fromkeys(("MB", "licence", "verified", "looked for in", "there"))
+    rows = []
+    for file in one.files:
+        pin = file.pin
+        rows.append(
+            {
+                "name": one.name,
+                "ready": ready,
+                "needs": file.origin,
+                "MB": round(pin.size / 1e6) if pin.size else None,
+                "licence": pin.licence,
+                "verified": "by SHA-256" if pin.sha256 else "no: needs --trust",
+                "looked for in": str(file.where),
+                "there": "yes" if file.find() else "no",
+            }
+        )
+    return rows or [{"name": one.name, "ready": ready, "needs": "nothing", **nothing}]
 
 
 @models.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1)
+@_which
+@click.option(
+    "--trust", is_flag=True, default=None, help="Take files whose SHA-256 nobody publishes as they come."
+)
 @json_option
-def fetch(names: tuple[str, ...], as_json: bool) -> None:
-    """Download what NAMES lack, verified where a hash is published."""
-    from gmv_qdrant.models.catalogue import fetch_model
+@click.pass_obj
+def fetch(path: Path, /, names: tuple[str, ...], trust: bool | None, as_json: bool, **which: Any) -> None:
+    """Download what NAMES lack, verified; without any, what the models of the workspace, or of a preset, lack."""
+    from gmv_qdrant.models.catalogue import fetch_models, names_of
+    from gmv_qdrant.models.devices import Runtime
 
+    settings = _settings(path, **which, trust=trust)
     with bars() as shown:
-        fetched = [fetch_model(name, progress=shown.download) for name in names]
+        fetched = fetch_models(
+            list(names) or names_of(settings), Runtime.of(settings, progress=shown.download)
+        )
     if as_json:
         print_json([one.as_dict() for one in fetched])
     else:
         note("ready: " + ", ".join(one.name for one in fetched))
+
+
+def _settings(path: Path, workspace: Path | None, **flags: Any) -> Settings:
+    """Those of the workspace where there is one, and what its absence leaves: the environment and the defaults."""
+    from gmv_qdrant.settings import FILE, Settings
+
+    root = workspace or path
+    if workspace and not (workspace / FILE).is_file():
+        raise click.BadParameter(f"{workspace} is not a workspace", param_hint="'--workspace'")
+    return Settings.resolve(root, **flags)
 
 
 COMMANDS = (models,)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(["paper", "light"]),
+    help="Models together: paper (CLIP, DreamSim, MANIQA), or light (no weights at all).  [default: paper]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -56,6 +61,12 @@ def run_options(command: F) -> F:
             click.option("--workers", type=click.IntRange(min=1), help="Decoding threads."),
             click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights are kept."),
             click.option("--offline", is_flag=True, default=None, help="Never ask the network for weights."),
+            click.option(
+                "--trust",
+                is_flag=True,
+                default=None,
+                help="Take weights whose SHA-256 nobody publishes as they come, and run code of model repositories.",
+            ),
             json_option,
         )
     ):
@@ -89,6 +100,7 @@ def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
             "batch_size",
             "workers",
             "offline",
+            "trust",
             "precision",
             "cache_dir",
             "engine",

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import json_option, with_workspace
+from gmv_qdrant.cli.options import json_option, preset_option, with_workspace
 from gmv_qdrant.cli.render import bars, cell, note, out, print_json
 
 
 @click.command()
 @click.argument("workspace", type=click.Path(path_type=Path))
+@preset_option
 @click.option("--encoder", help="Recall encoder.  [default: clip:ViT-B-32-quickgelu/openai]")
 @click.option("--encoder-weights", type=click.Path(), help="A local file with the encoder's weights.")
 @click.option("--distance", help="Re-rank distance.  [default: dreamsim]")
@@ -24,11 +25,14 @@ from gmv_qdrant.cli.render import bars, cell, note, out, print_json
 @click.option("--collection", help="Name of the collection.  [default: training]")
 def init(workspace: Path, **settings: Any) -> None:
     """Make a workspace: settings, and an empty ledger."""
+    from gmv_qdrant.models.catalogue import preflight
     from gmv_qdrant.workspace import Workspace
 
     made = Workspace.init(workspace, **settings)
     note(f"workspace {made.path}: encoder {made.settings.encoder}, distance {made.settings.distance}, "
          f"quality {made.settings.quality}, K = {made.settings.candidates}")  # fmt: skip
+    if missing := preflight(made.settings):
+        note(missing)
     note(f"next: gmv-qdrant -w {workspace} ingest FOLDER")
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from gmv_qdrant.errors import CollectionMismatch, GmvError, ImageError, SourceError
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.sources import read_uri
+from gmv_qdrant.models.base import Encoder
 from gmv_qdrant.models.catalogue import model_status
-from gmv_qdrant.models.encoders import Encoder, load_encoder
+from gmv_qdrant.models.registry import load_encoder
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.streams import batched, mapped

@@ -2,144 +2,192 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
-from gmv_qdrant.errors import ModelError
-from gmv_qdrant.models.devices import Runtime, plugin, plugin_names
-from gmv_qdrant.models.encoders import registry
+from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.models import quality
+from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.encoders.dreamsim import TYPES
 from gmv_qdrant.models.encoders.lpips import BACKBONES
-from gmv_qdrant.models.quality import NO_QUALITY, canonical_quality_name, quality_files
-from gmv_qdrant.models.weights import Progress, WeightFile, is_offline, require
+from gmv_qdrant.models.registry import NONE, Kind, canonical_name, known_families, load_quality, model_files
+from gmv_qdrant.models.weights import WeightFile, describe, require_all
 
-Kind = Literal["encoder", "distance", "quality"]
+if TYPE_CHECKING:
+    from gmv_qdrant.settings import Settings
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
+WEIGHTLESS_METRICS = (NONE, "piqe", "entropy")
+"""Quality metrics that need nothing on disk. Most others of pyiqa only say what they need while they load."""
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A name that settings may hold. ``MODEL`` in it stands for any model of that library."""
-
-    name: str
-    kind: Kind
-    about: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileStatus:
-    origin: str
-    where: Path
-    size: int | None
-    """About how many bytes, when it is known beforehand."""
-    sha256: str | None
-    """The published hash, or its first digits; verified on download."""
-    path: Path | None
-    """None: it isn't there."""
+ABOUT: dict[Kind, dict[str, str]] = {
+    "encoder": {
+        "clip:ViT-B-32-quickgelu/openai": "CLIP ViT-B/32 (the default)",
+        "clip:MODEL/PRETRAINED": "any model and weights of open_clip",
+        "timm:MODEL": "any classifier of timm, features before the classifier",
+        "torchvision:MODEL": "any classifier of torchvision, such as alexnet and densenet121 (Table 9)",
+        "torchvision:MODEL@features": "its last feature maps, averaged, such as alexnet@features",
+        "pixels:32": "the pixels at 32x32; no weights",
+        "ENCODER+thumb:16*0.5": "an encoder and a thumbnail, side by side in one vector",
+    },
+    "distance": {
+        "dreamsim": "DreamSim, ensemble of three networks (the default)",
+        **{f"dreamsim:{kind}": "DreamSim, one network" for kind in TYPES if kind != "ensemble"},
+        **{f"lpips:{net}@64": f"LPIPS on torchvision's {net}" for net in BACKBONES},
+        "l2@64": "root-mean-square difference of the pixels; no weights",
+        "l2-norm@64": "plain 2-norm of the pixels, the paper's l2; no weights",
+        "DISTANCE+thumb:16*0.2": "a distance, and how much thumbnails differ",
+        NONE: "the distance of the recall vectors; no weights",
+    },
+    "quality": {NONE: "every generated image alike, q = 1; no weights"},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
+    """ready: whether it can be loaded without a network; None where only loading it can tell (most of pyiqa)."""
+
     name: str
     kind: Kind
-    files: tuple[FileStatus, ...]
+    files: tuple[WeightFile, ...]
     ready: bool | None
-    """Whether it can be loaded without a network; None where only loading it can tell (most of pyiqa)."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """For ``--json``: sizes in bytes; ``sha256`` is the published one, null where nobody publishes any."""
         files = [
             {
                 "origin": file.origin,
                 "where": str(file.where),
-                "size": file.size,
-                "sha256": file.sha256,
-                "path": str(file.path) if file.path else None,
+                "revision": file.pin.revision,
+                "size": file.pin.size,
+                "sha256": file.pin.sha256,
+                "licence": file.pin.licence,
+                "path": str(path) if (path := file.find()) else None,
             }
             for file in self.files
         ]
         return {"name": self.name, "kind": self.kind, "ready": self.ready, "files": files}
 
 
-def list_models() -> list[ModelInfo]:
-    """The names of this package and of installed plug-ins. Fast: imports no network, opens no file."""
-    encoders = {
-        registry.DEFAULT_ENCODER: "CLIP ViT-B/32 (the default)",
-        "clip:MODEL/PRETRAINED": "any model and weights of open_clip",
-        "timm:MODEL": "any classifier of timm, features before the classifier",
-        "torchvision:MODEL": "any classifier of torchvision, such as alexnet and densenet121 (Table 9)",
-        "torchvision:MODEL@features": "its last feature maps, averaged, such as alexnet@features",
-        "pixels:32": "the pixels at 32x32; no weights",
-    }
-    distances = {"dreamsim": "DreamSim, ensemble of three networks (the default)"}
-    distances |= {f"dreamsim:{kind}": "DreamSim, one network" for kind in TYPES if kind != "ensemble"}
-    distances |= {f"lpips:{net}@64": f"LPIPS on {backbone}" for net, backbone in BACKBONES.items()}
-    distances |= {
-        "l2@64": "root-mean-square difference of the pixels; no weights",
-        "l2-norm@64": "plain 2-norm of the pixels, the paper's l2; no weights",
-        "none": "the distance of the recall vectors; no weights",
-    }
-    from gmv_qdrant.models.quality import iqa
+def list_models() -> list[dict[str, str]]:
+    """kind, name and what it is, of this package and of installed plug-ins; ``MODEL`` stands for any of that library.
 
-    quality = {name: f"pyiqa; {how}, clipped to [0,1]" for name, how in iqa.mappings().items()}
-    quality[NO_QUALITY] = "every generated image alike, q = 1; no weights"
-    for group, names in (
-        (registry.ENCODERS, encoders),
-        (registry.DISTANCES, distances),
-        ("gmv_qdrant.quality", quality),
-    ):
-        names |= dict.fromkeys(plugin_names(group), "a plug-in")
-    tables: list[tuple[Kind, dict[str, str]]] = [
-        ("encoder", encoders),
-        ("distance", distances),
-        ("quality", quality),
-    ]
-    return [ModelInfo(name, kind, about) for kind, table in tables for name, about in table.items()]
-
-
-def model_status(name: str, runtime: Runtime | None = None) -> ModelStatus:
-    """What ``name`` needs, and whether it is there. Never touches the network. Raises `ModelError`."""
-    runtime = runtime or Runtime()
-    kind, canonical, files = _resolve(name, runtime)
-    found = tuple(FileStatus(file.origin, file.where, file.size, file.sha256, file.find()) for file in files)
-    ready: bool | None = all(file.path is not None for file in found)
-    if kind == "quality" and not files and canonical not in (NO_QUALITY, "piqe", "entropy"):
-        ready = None
-    return ModelStatus(canonical, kind, found, ready)
-
-
-def fetch_model(
-    name: str, *, runtime: Runtime | None = None, progress: Progress | None = None
-) -> ModelStatus:
-    """Download what ``name`` lacks: verified where a hash is published, and put in place by a rename.
-
-    Raises `ModelError` when the run is offline or a server doesn't answer; what was fetched before stays.
+    Fast: imports no network, opens no file of weights.
     """
-    runtime = runtime or Runtime()
-    status = model_status(name, runtime)
-    if status.ready:
-        return status
-    if is_offline(runtime):
-        raise ModelError(f"cannot fetch {name}: this run is offline (HF_HUB_OFFLINE or --offline)")
-    if status.ready is None:
-        from gmv_qdrant.models.quality import iqa
-
-        iqa.load(status.name, runtime, progress)
-        return ModelStatus(status.name, status.kind, status.files, True)
-    require(status.name, _resolve(name, runtime)[2], runtime, progress)
-    return model_status(name, runtime)
+    about = {kind: dict(names) for kind, names in ABOUT.items()}
+    about["quality"] |= {name: f"pyiqa; {how}, clipped to [0,1]" for name, how in quality.mappings().items()}
+    for kind in KINDS:
+        families = {name.partition(":")[0].partition("@")[0] for name in about[kind]}
+        about[kind] |= {
+            name: "a plug-in" for name in known_families(kind) if name not in families | {"thumb"}
+        }
+    return [
+        {"kind": kind, "name": name, "about": text} for kind in KINDS for name, text in about[kind].items()
+    ]
 
 
-def _resolve(name: str, runtime: Runtime) -> tuple[Kind, str, list[WeightFile]]:
-    """A name belongs to one kind: the three have no family in common but ``none``, which needs nothing."""
-    family = name.partition(":")[0].partition("@")[0]
-    if family in registry.RECALL_FAMILIES or plugin(registry.ENCODERS, family) is not None:
-        return "encoder", registry.canonical_encoder_name(name), registry.encoder_files(name, runtime)
-    if family in registry.DISTANCE_FAMILIES or plugin(registry.DISTANCES, family) is not None:
-        return "distance", registry.canonical_distance_name(name), registry.distance_files(name, runtime)
-    try:
-        return "quality", canonical_quality_name(name), quality_files(name, runtime)
-    except ModelError as error:
-        raise ModelError(
-            f"unknown model {name!r}: 'gmv-qdrant models list' shows encoders, distances and quality metrics"
-        ) from error
+def names_of(settings: Settings) -> dict[Kind, str]:
+    """The models of these settings, in canonical names. Raises `ModelError` that names all that are unknown."""
+    found: dict[Kind, str] = {}
+    wrong = []
+    for kind in KINDS:
+        try:
+            found[kind] = canonical_name(kind, getattr(settings, kind))
+        except ModelError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ModelError("; ".join(wrong))
+    return found
+
+
+def files_of(settings: Settings, runtime: Runtime) -> dict[str, list[WeightFile]]:
+    """What the models of these settings need on disk, by canonical name; a file of one's own isn't among it."""
+    weights = Path(settings.encoder_weights) if settings.encoder_weights else None
+    return {
+        name: model_files(
+            kind, name, dataclasses.replace(runtime, weights=weights if kind == "encoder" else None)
+        )
+        for kind, name in names_of(settings).items()
+    }
+
+
+def kind_of(name: str) -> Kind:
+    """A name belongs to one kind: they have no family in common but ``none`` and ``thumb``, which need nothing."""
+    errors = {}
+    for kind in KINDS:
+        try:
+            canonical_name(kind, name)
+        except ModelError as error:
+            errors[kind] = error
+        else:
+            return kind
+    known_names = [model["name"] for model in list_models()]
+    known = [kind for kind in KINDS if name.partition(":")[0].partition("@")[0] in known_families(kind)]
+    if known:
+        raise errors[known[0]]
+    raise ModelError(
+        f"unknown model {name!r}{did_you_mean(name, known_names)}: 'gmv-qdrant models list' shows encoders, distances "
+        "and quality metrics"
+    )
+
+
+def model_status(name: str, runtime: Runtime | None = None, kind: Kind | None = None) -> ModelStatus:
+    """What ``name`` needs, and whether it is there. Never touches the network. Raises `ModelError`."""
+    kind = kind or kind_of(name)
+    canonical = canonical_name(kind, name)
+    files = tuple(model_files(kind, canonical, runtime or Runtime()))
+    ready: bool | None = all(file.find() for file in files)
+    if kind == "quality" and not files and canonical not in WEIGHTLESS_METRICS:
+        ready = None
+    return ModelStatus(canonical, kind, files, ready)
+
+
+def fetch_models(names: Mapping[Kind, str] | list[str], runtime: Runtime) -> list[ModelStatus]:
+    """Download what these models lack, verified, each put in place by a rename; what was fetched before stays.
+
+    Raises `ModelError` when the run is offline, a server doesn't answer, or a file has no published hash and isn't
+    trusted.
+    """
+    kinds = (
+        [(kind, names[kind]) for kind in names]
+        if isinstance(names, Mapping)
+        else [(kind_of(name), name) for name in names]
+    )
+    found = [model_status(name, runtime, kind) for kind, name in kinds]
+    require_all({one.name: one.files for one in found}, runtime)
+    for one in found:
+        if one.ready is None:
+            load_quality(one.name, runtime=runtime)
+    return [ModelStatus(one.name, one.kind, one.files, True) for one in found]
+
+
+def preflight(settings: Settings) -> str | None:
+    """What the models of these settings lack on this machine, in one sentence for all three; None when nothing.
+
+    Raises `ModelError` for names that don't exist. Never touches the network.
+    """
+    needed = files_of(settings, Runtime.of(settings))
+    lacking = {name: [file for file in files if not file.find()] for name, files in needed.items()}
+    lacking = {name: files for name, files in lacking.items() if files}
+    if not lacking:
+        return None
+    files = [file for missing in lacking.values() for file in missing]
+    models = ", ".join(f"{name} ({describe(missing)})" for name, missing in lacking.items())
+    trust = " --trust" if any(file.pin.sha256 is None for file in files) else ""
+    size, free = sum(file.pin.size or 0 for file in files), _free(files[0].where)
+    room = f", and only {free / 1e6:,.0f} MB are free in {files[0].where}" if free < 2 * size else ""
+    return (
+        f"weights are still to be downloaded of {models}{room}: by the first run{' with' * bool(trust)}{trust}, or now "
+        f"by 'gmv-qdrant models fetch{trust}'; '--preset light' needs none"
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free where ``folder`` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

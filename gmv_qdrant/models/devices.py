@@ -1,21 +1,21 @@
-"""Where and how networks run, and how their names are resolved: what encoders and quality metrics share."""
+"""Where and how networks run: what encoders and quality metrics share."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from gmv_qdrant.errors import ModelError, SettingsError
+from gmv_qdrant.errors import SettingsError
 
 if TYPE_CHECKING:
     from gmv_qdrant.settings import Settings
 
 Precision = Literal["fp32", "bf16"]
+Progress = Callable[[str, int, int | None], None]
+"""Called with a file's name, the bytes downloaded, and the bytes in all when they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +24,29 @@ class Runtime:
 
     offline: never touch the network (``HF_HUB_OFFLINE`` says the same). cache_dir: where all weights are
     kept; None means where each package keeps its own (``HF_HOME``, ``TORCH_HOME``, ``XDG_CACHE_HOME``).
+    trust: download files whose hash nobody publishes, and run code of model repositories. weights: a file that an
+    encoder loads in place of the published weights. progress: told of downloads.
     """
 
     device: str = "auto"
     precision: Precision = "fp32"
     offline: bool = False
     cache_dir: Path | None = None
+    trust: bool = False
+    weights: Path | None = None
+    progress: Progress | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, settings: Settings) -> Runtime:
+    def of(cls, settings: Settings, progress: Progress | None = None) -> Runtime:
         """What a workspace's settings, flags and environment say."""
-        return cls(settings.device, settings.precision, settings.offline, settings.cache_dir)
+        return cls(
+            settings.device,
+            settings.precision,
+            settings.offline,
+            settings.cache_dir,
+            settings.trust,
+            progress=progress,
+        )
 
 
 def resolve_device(device: str) -> str:
@@ -67,27 +79,3 @@ def exact_inference() -> Iterator[None]:
         ),
     ):
         yield
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence: ``; did you mean a or b?``, or the known names when none is near."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"; known: {shown}" if names else ""
-
-
-def plugin(group: str, name: str) -> Any:
-    """The object that a third-party package registered under ``name`` in the entry-point ``group``."""
-    for entry in entry_points(group=group, name=name):
-        try:
-            return entry.load()
-        except ImportError as error:
-            raise ModelError(f"the plug-in {name!r} ({entry.value}) cannot be imported: {error}") from error
-    return None
-
-
-def plugin_names(group: str) -> list[str]:
-    return sorted(entry.name for entry in entry_points(group=group))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from PIL import Image
 
 from gmv_qdrant.errors import FingerprintMismatch, ImageError
-from gmv_qdrant.models.devices import Runtime, resolve_device
-from gmv_qdrant.models.encoders.base import Encoder
-from gmv_qdrant.models.encoders.registry import load_distance, load_encoder
-from gmv_qdrant.models.quality import load_quality
-from gmv_qdrant.models.quality.base import QualityMetric
+from gmv_qdrant.models.base import Encoder, QualityMetric
+from gmv_qdrant.models.catalogue import files_of, names_of
+from gmv_qdrant.models.devices import Progress, Runtime, resolve_device
+from gmv_qdrant.models.registry import load_distance, load_encoder, load_quality
+from gmv_qdrant.models.weights import require_all
 
 if TYPE_CHECKING:
     from gmv_qdrant.settings import Settings
@@ -43,18 +44,29 @@ class Models:
 
     @classmethod
     def verified(
-        cls, settings: Settings, fingerprint: dict[str, Any] | None, *, quality: bool = True
+        cls,
+        settings: Settings,
+        fingerprint: dict[str, Any] | None,
+        *,
+        quality: bool = True,
+        progress: Progress | None = None,
     ) -> Self:
         """Load what ``settings`` name and hold it against the ledger's ``fingerprint``; None: the first use.
 
         quality: False where no image is scored, which saves loading the metric; ``quality`` is then None, and the
-        fingerprint lacks it. Raises `ModelError` when weights are missing, `FingerprintMismatch` when a name, a
-        weight, the precision or what comes out differs.
+        fingerprint lacks it. progress: told of downloads. Raises `ModelError` when weights are missing, for all models
+        at once; `FingerprintMismatch` when a name, a weight, the precision or what comes out differs.
         """
-        runtime = Runtime.of(settings)
-        recall = load_encoder(settings.encoder, weights=settings.encoder_weights, runtime=runtime)
-        rerank = load_distance(settings.distance, runtime=runtime, recall=recall)
-        metric = load_quality(settings.quality, runtime=runtime) if quality else None
+        runtime = Runtime.of(settings, progress)
+        weights = Path(settings.encoder_weights) if settings.encoder_weights else None
+        names = names_of(settings)
+        needed = files_of(settings, runtime)
+        require_all(
+            {name: files for name, files in needed.items() if quality or name != names["quality"]}, runtime
+        )
+        recall = load_encoder(names["encoder"], weights=weights, runtime=runtime)
+        rerank = load_distance(names["distance"], runtime=runtime, recall=recall)
+        metric = load_quality(names["quality"], runtime=runtime) if quality else None
         found = {
             "precision": settings.precision,
             "encoder": {**dataclasses.asdict(recall.identity), "probe": _vector(recall)},
@@ -62,7 +74,7 @@ class Models:
         }
         if quality:
             identity = metric.identity if metric else "none"
-            found["quality"] = {"name": settings.quality, "identity": identity, "probe": _score(metric)}
+            found["quality"] = {"name": names["quality"], "identity": identity, "probe": _score(metric)}
         found = json.loads(json.dumps(found))
         if fingerprint is not None:
             _compare(found, fingerprint)

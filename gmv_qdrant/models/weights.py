@@ -1,226 +1,271 @@
-"""Weight files: where they come from, where they are looked for, and one way to download them.
+"""Weight files: what is known of them beforehand, where they are looked for, and how they are downloaded.
 
-Every loader here asks `require` for its files first, and then gives the package a path or a seeded cache, so
-no package downloads by surprise, retries for a minute, or falls back to other weights.
+Every loader here asks `require` for its files first, and then gives its package a path or a seeded cache, so no
+package downloads by surprise, retries for a minute, or falls back to other weights. What lies in a cache or a local
+folder is taken as it is: it is loaded as weights only, and its hash belongs to the ledger's fingerprint. What comes
+over the network is held against ``weights.toml`` first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from urllib.parse import urlsplit
 
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.models.checkpoints import first_line
-from gmv_qdrant.models.devices import Runtime
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the file's name, the bytes done, and the bytes in all when they are known."""
+from gmv_qdrant.models.devices import Progress, Runtime
 
 TIMEOUT = 10.0
 """Seconds until a server that doesn't answer counts as unreachable; there is one attempt."""
 
 
-class WeightFile(Protocol):
-    """One thing that a model needs on disk before it can be loaded."""
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What is known of a file before it is downloaded: an entry of ``weights.toml``.
+
+    sha256: of the file, or its first digits; None: nobody publishes one, so downloading it needs ``--trust``.
+    """
+
+    sha256: str | None = None
+    size: int | None = None
+    licence: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, key: str) -> Pin:
+        """By address, or ``hub:OWNER/NAME/FILE``; torchvision's files have digits of the hash in their names."""
+        if key in _table():
+            return cls(**_table()[key])
+        digits = re.search(r"//download\.pytorch\.org/.*-([0-9a-f]{8})\.pth$", key)
+        return cls(sha256=digits[1], licence="BSD-3-Clause") if digits else cls()
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(Path(__file__).with_name("weights.toml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile(ABC):
+    """One thing that a model needs on disk before it can be loaded.
+
+    origin: where it is published. where: the folder that it is looked for in.
+    """
+
+    origin: str
+    where: Path
 
     @property
-    def origin(self) -> str:
-        """Where it is published, for people."""
-        ...
+    def pin(self) -> Pin:
+        return Pin.of(self.origin)
 
-    @property
-    def where(self) -> Path:
-        """The folder that it is looked for in."""
-        ...
-
-    @property
-    def size(self) -> int | None:
-        """About how many bytes, when known."""
-        ...
-
-    @property
-    def sha256(self) -> str | None:
-        """The published hash, or its first digits, when there is one."""
-        ...
-
+    @abstractmethod
     def find(self) -> Path | None:
         """Its path when it is there."""
-        ...
 
+    @abstractmethod
     def fetch(self, progress: Progress | None = None) -> Path:
-        """Download it, verify it and put it in place in one rename. Raises `ModelError`."""
-        ...
+        """Download it, hold it against its pin, and put it in place in one rename. Raises `ModelError`."""
 
 
 @dataclass(frozen=True, slots=True)
-class UrlFile:
-    """A file at an address, kept as ``where / name``."""
+class UrlFile(WeightFile):
+    """A file at the address ``origin``, kept under its own name, or as ``name``."""
 
-    url: str
-    where: Path
-    name: str
-    size: int | None = None
-    sha256: str | None = None
+    name: str = ""
 
     @property
-    def origin(self) -> str:
-        return self.url
+    def path(self) -> Path:
+        return self.where / (self.name or self.origin.rsplit("/", 1)[-1])
 
     def find(self) -> Path | None:
-        path = self.where / self.name
-        return path if path.is_file() else None
+        return self.path if self.path.is_file() else None
 
     def fetch(self, progress: Progress | None = None) -> Path:
-        with _downloaded(self.url, self.where, self.name, self.sha256, progress) as path:
-            os.replace(path, self.where / self.name)
-        return self.where / self.name
+        import pooch
+        import requests
+
+        name = self.path.name
+
+        def download(url: str, target: str, _: Any) -> None:
+            pooch.HTTPDownloader(_bar(name, progress)(), chunk_size=1 << 20, timeout=TIMEOUT)(
+                url, target, None
+            )
+            _compare(Path(target), self)
+
+        try:
+            return Path(pooch.retrieve(self.origin, None, fname=name, path=self.where, downloader=download))
+        except requests.HTTPError as error:
+            raise ModelError(f"the server answered {error.response.status_code}") from error
+        except requests.RequestException as error:
+            host = urlsplit(self.origin).hostname
+            raise ModelError(f"{host} cannot be reached, or broke off: {_reason(error)}") from error
+        except OSError as error:
+            raise ModelError(f"{self.origin} could not be saved in {self.where}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
-class UrlArchive:
-    """A zip archive at an address, unpacked into ``where``.
+class UrlArchive(UrlFile):
+    """A zip archive, unpacked into ``where``.
 
     members: what must be there afterwards. top: the new name of the archive's one top folder (the archives of
     GitHub repositories have a revision in it), or None when it is unpacked as it is.
     """
 
-    url: str
-    where: Path
-    members: tuple[str, ...]
+    members: tuple[str, ...] = ()
     top: str | None = None
-    size: int | None = None
-    sha256: str | None = None
-
-    @property
-    def origin(self) -> str:
-        return self.url
 
     def find(self) -> Path | None:
         return self.where if all((self.where / member).exists() for member in self.members) else None
 
     def fetch(self, progress: Progress | None = None) -> Path:
-        name = self.url.rsplit("/", 1)[-1]
-        with (
-            _downloaded(self.url, self.where, name, self.sha256, progress) as path,
-            tempfile.TemporaryDirectory(dir=self.where, prefix=".unpack-") as folder,
-        ):
+        archive = UrlFile(self.origin, self.where, f"{self.path.stem}.zip").fetch(progress)
+        with tempfile.TemporaryDirectory(dir=self.where, prefix=".unpack-") as folder:
             try:
-                with zipfile.ZipFile(path) as archive:
-                    archive.extractall(folder)
-            except zipfile.BadZipFile as error:
-                raise ModelError(f"{self.url} is not a zip archive: {error}") from error
+                shutil.unpack_archive(archive, folder, "zip")
+            except (shutil.ReadError, ValueError) as error:
+                raise ModelError(f"{self.origin} is not a zip archive: {error}") from error
+            finally:
+                archive.unlink()
             found = sorted(Path(folder).iterdir())
             if self.top is not None and len(found) != 1:
-                raise ModelError(f"{self.url} should hold one folder, not {len(found)}")
+                raise ModelError(f"{self.origin} should hold one folder, not {len(found)}")
             for item in found:
                 target = self.where / (self.top or item.name)
                 if target.is_dir():
                     shutil.rmtree(target)
-                os.replace(item, target)
+                item.replace(target)
         if self.find() is None:
-            raise ModelError(f"{self.url} holds no {', '.join(self.members)}: is it another release?")
+            raise ModelError(f"{self.origin} holds no {', '.join(self.members)}: is it another release?")
         return self.where
 
 
 @dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file of a Hugging Face repository; ``names`` are alternatives, the first that exists is taken."""
+class HubFile(WeightFile):
+    """A file of a Hugging Face repository; ``origin`` is ``hub:OWNER/NAME/FILE``. `HubFile.of` makes one.
 
-    repo: str
-    names: tuple[str, ...]
-    cache_dir: Path | None = None
+    revision: asked for where the pin names none. instead: other files that serve as well, in this order.
+    """
+
     revision: str | None = None
-    size: int | None = None
-    sha256: str | None = None
+    instead: tuple[str, ...] = ()
 
-    @property
-    def origin(self) -> str:
-        return f"{self.names[0]} of the Hugging Face repository {self.repo}"
-
-    @property
-    def where(self) -> Path:
+    @classmethod
+    def of(cls, repo: str, names: Sequence[str], runtime: Runtime, revision: str | None = None) -> HubFile:
         from huggingface_hub import constants
 
-        return self.cache_dir or Path(constants.HF_HUB_CACHE)
+        where = runtime.cache_dir / "huggingface" if runtime.cache_dir else Path(constants.HF_HUB_CACHE)
+        return cls(f"hub:{repo}/{names[0]}", where, revision, tuple(names[1:]))
+
+    @property
+    def repo(self) -> str:
+        return "/".join(self.origin.removeprefix("hub:").split("/")[:2])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.origin.removeprefix(f"hub:{self.repo}/"), *self.instead)
 
     def find(self) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         for name in self.names:
-            found = try_to_load_from_cache(self.repo, name, cache_dir=self.where, revision=self.revision)
-            if isinstance(found, str):
-                return Path(found)
+            for revision in (self.pin.revision, self.revision):
+                found = try_to_load_from_cache(self.repo, name, cache_dir=self.where, revision=revision)
+                if isinstance(found, str):
+                    return Path(found)
         return None
 
     def fetch(self, progress: Progress | None = None) -> Path:
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-        if constants.HF_HUB_OFFLINE:
-            raise ModelError("HF_HUB_OFFLINE is set")
         reach(constants.ENDPOINT)
         for name in self.names:
             try:
                 path = hf_hub_download(
                     self.repo,
                     name,
-                    revision=self.revision,
+                    revision=self.pin.revision or self.revision,
                     cache_dir=self.where,
                     etag_timeout=TIMEOUT,
-                    tqdm_class=_reporter(name, progress),
+                    tqdm_class=_bar(name, progress),
                 )
             except EntryNotFoundError:
                 continue
             except (HfHubHTTPError, OSError, ValueError) as error:
                 raise ModelError(first_line(error)) from error
+            try:
+                _compare(Path(path), self)
+            except ModelError:
+                Path(path).resolve().unlink()
+                raise
             return Path(path)
         raise ModelError(f"the repository {self.repo} holds none of {', '.join(self.names)}")
+
+
+def require(name: str, files: Sequence[WeightFile], runtime: Runtime) -> list[Path]:
+    """The paths of the files that ``name`` needs: see `require_all`."""
+    return require_all({name: files}, runtime)[name]
+
+
+def require_all(models: Mapping[str, Sequence[WeightFile]], runtime: Runtime) -> dict[str, list[Path]]:
+    """The paths of all files by model, after downloading what is missing.
+
+    Raises `ModelError` at once, before anything is downloaded, when that isn't allowed or can't be verified, or at
+    the first file that can't be had: one sentence that names all models that lack something, and the way out.
+    """
+    lacking = {name: [file for file in files if file.find() is None] for name, files in models.items()}
+    missing = [file for files in lacking.values() for file in files]
+    unverified = [file.origin for file in missing if file.pin.sha256 is None]
+    try:
+        if missing and is_offline(runtime):
+            raise ModelError("this run is offline")
+        if unverified and not runtime.trust:
+            raise ModelError(
+                f"nobody publishes a SHA-256 of {' and '.join(unverified)}: take it as it comes with --trust"
+            )
+        for file in missing:
+            file.fetch(runtime.progress)
+    except ModelError as error:
+        raise ModelError(_not_here(lacking, str(error))) from error
+    return {name: [path for file in files if (path := file.find())] for name, files in models.items()}
+
+
+def _not_here(lacking: Mapping[str, Sequence[WeightFile]], reason: str) -> str:
+    """One sentence: what is still missing, and why."""
+    still = {name: [file for file in files if file.find() is None] for name, files in lacking.items()}
+    models = [f"{name} ({describe(files)})" for name, files in still.items() if files]
+    return (
+        f"weights are missing of {', '.join(models)}; {reason}; get them by 'gmv-qdrant models fetch "
+        f"{' '.join(name for name, files in still.items() if files)}' where there is a network "
+        "('gmv-qdrant models status' says where they belong), or make a workspace that needs none with 'gmv-qdrant "
+        "init --preset light'"
+    )
+
+
+def describe(files: Sequence[WeightFile]) -> str:
+    """``605 MB, MIT``: how much, and under which licences, as far as that is known."""
+    sizes = [file.pin.size for file in files]
+    unknown = "more than " if any(sizes) and None in sizes else ""
+    size = f"{unknown}{sum(filter(None, sizes)) / 1e6:,.0f} MB" if any(sizes) else "of unknown size"
+    return ", ".join([size, *dict.fromkeys(file.pin.licence or "licence not known" for file in files)])
 
 
 def is_offline(runtime: Runtime) -> bool:
     """Whether the network is out of bounds: ``Runtime.offline`` or the usual environment variables."""
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return runtime.offline or any(value.upper() in {"1", "ON", "YES", "TRUE"} for value in switches)
-
-
-def require(
-    name: str, files: Sequence[WeightFile], runtime: Runtime, progress: Progress | None = None
-) -> list[Path]:
-    """The paths of ``files``, downloading what is missing unless the run is offline.
-
-    Raises `ModelError` at once: what ``name`` lacks, where it was looked for, and how to get it.
-    """
-    paths = []
-    for file in files:
-        path = file.find()
-        if path is None:
-            lack = f"{name} needs {file.origin}, which is not in {file.where}"
-            if is_offline(runtime):
-                raise ModelError(f"{lack}, and this run is offline: run 'gmv-qdrant models fetch {name}'")
-            try:
-                path = file.fetch(progress)
-            except ModelError as error:
-                raise ModelError(
-                    f"{lack}, and could not be downloaded ({error}): "
-                    f"run 'gmv-qdrant models fetch {name}' where there is a network"
-                ) from error
-        paths.append(path)
-    return paths
-
-
-def hub_cache(runtime: Runtime) -> Path | None:
-    """``cache_dir`` of the Hugging Face libraries; None means their own default."""
-    return runtime.cache_dir / "huggingface" if runtime.cache_dir else None
 
 
 def torch_cache(runtime: Runtime) -> Path:
@@ -240,72 +285,52 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-def _open(url: str) -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": "gmv-qdrant"})
-    try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        raise ModelError(f"the server answered {error.code}") from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ModelError(f"{request.host} cannot be reached: {reason}") from error
-
-
 def reach(endpoint: str) -> None:
     """One short attempt, because the hub's own client retries for most of a minute. Raises `ModelError`."""
-    request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "gmv-qdrant"})
+    import requests
+
     try:
-        urllib.request.urlopen(request, timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return  # it answers
-    except OSError as error:
-        raise ModelError(f"{request.host} cannot be reached: {getattr(error, 'reason', error)}") from error
+        requests.head(endpoint, timeout=TIMEOUT)
+    except requests.RequestException as error:
+        raise ModelError(f"{urlsplit(endpoint).hostname} cannot be reached: {_reason(error)}") from error
 
 
-@contextlib.contextmanager
-def _downloaded(
-    url: str, folder: Path, name: str, sha256: str | None, progress: Progress | None
-) -> Iterator[str]:
-    """A verified temporary file in ``folder``; removed at the end if it is still there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, path = tempfile.mkstemp(dir=folder, prefix=f".{name}-")
-    try:
-        with os.fdopen(handle, "wb") as out, _open(url) as response:
-            digest, done = hashlib.sha256(), 0
-            length = response.headers.get("Content-Length")
-            total = int(length) if length else None
-            while block := response.read(1 << 20):
-                out.write(block)
-                digest.update(block)
-                done += len(block)
-                if progress:
-                    progress(name, done, total)
-        if total is not None and done != total:
-            raise ModelError(f"{url} broke off after {done} of {total} bytes")
-        if sha256 and not digest.hexdigest().startswith(sha256):
-            raise ModelError(f"{url} has SHA-256 {digest.hexdigest()}, not {sha256}")
-        yield path
-    except OSError as error:
-        raise ModelError(f"{url} could not be saved in {folder}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+def _compare(path: Path, file: WeightFile) -> None:
+    if file.pin.sha256 is None:
+        return
+    with path.open("rb") as stream:
+        seen = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not seen.startswith(file.pin.sha256):
+        raise ModelError(f"{file.origin} has the SHA-256 {seen}, not {file.pin.sha256}, and was not kept")
 
 
-def _reporter(name: str, progress: Progress | None) -> Any:
+def _reason(error: BaseException) -> str:
+    """What was at the bottom of a network error, without its layers of objects."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return first_line(error)
+
+
+def _bar(name: str, progress: Progress | None) -> Any:
     """A tqdm class that reports to ``progress`` and prints nothing."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    class Reporter(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
             self.done = int(kwargs.get("initial", 0))
 
+        def __bool__(
+            self,
+        ) -> bool:  # pooch asks whether there is a bar; tqdm's answer is whether it has items
+            return True
+
         def update(self, n: float | None = 1) -> bool | None:
-            self.done += int(n or 0)
+            total = int(self.total) if self.total else None
+            self.done = min(self.done + int(n or 0), total or self.done + int(n or 0))
             if progress:
-                progress(name, self.done, int(self.total) if self.total else None)
+                progress(name, self.done, total)
             return None
 
-    return Reporter
+    return Bar

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gmv_qdrant.models.encoders.base import Encoder
+from gmv_qdrant.models.base import Encoder
 
 TRIES = 3
 """Passes by which a batch size is judged: the quickest of them counts, for others use the machine, too."""

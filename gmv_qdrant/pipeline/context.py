@@ -21,9 +21,10 @@ from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.database import Connection, Ledger, insert
 from gmv_qdrant.ledger.queries import allowed_places
 from gmv_qdrant.method import Metric
-from gmv_qdrant.models.encoders import RecallDistance, Runtime, load_distance, load_encoder, resolve_device
-from gmv_qdrant.models.encoders.base import Encoder, Storage
-from gmv_qdrant.models.quality import load_quality
+from gmv_qdrant.models.base import Encoder, Storage
+from gmv_qdrant.models.devices import Runtime, resolve_device
+from gmv_qdrant.models.registry import load_distance, load_encoder, load_quality
+from gmv_qdrant.models.wrappers import RecallDistance
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.collection import open_collection
 from gmv_qdrant.pipeline.streams import Progress
@@ -31,7 +32,7 @@ from gmv_qdrant.settings import Settings
 from gmv_qdrant.vectors.protocol import VectorStore
 
 if TYPE_CHECKING:
-    from gmv_qdrant.models.quality.base import QualityMetric
+    from gmv_qdrant.models.base import QualityMetric
 
 SAME_ENCODER = 0.999
 """Least cosine of a probe image's vector, now and when the ledger was made; devices and bf16 stay above it."""

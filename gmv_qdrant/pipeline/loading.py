@@ -14,8 +14,8 @@ from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.records import Record, Unusable, content_hash, point_id
 from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.models.encoders import RecallDistance
-from gmv_qdrant.models.encoders.base import Encoder
+from gmv_qdrant.models.base import Encoder
+from gmv_qdrant.models.wrappers import RecallDistance
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.streams import batched, mapped
 

@@ -17,7 +17,7 @@ from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.method import distances
-from gmv_qdrant.models.encoders import is_no_rerank
+from gmv_qdrant.models.registry import NONE
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.streams import batched, mapped
@@ -121,7 +121,7 @@ class RerankVectors:
         """Vectors from the source images: kept in the feature file, or remembered when too large for it."""
         with self.run.timed("missing re-rank vectors"):
             by_key = {known.key: known for known in missing}
-            shared = is_no_rerank(self.context.settings.distance)
+            shared = self.context.settings.distance == NONE
             found = list((self._from_store if shared else self._from_sources)(list(by_key)))
             self.run.counts["computed"] += len(found)
             if not found:

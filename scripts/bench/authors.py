@@ -25,7 +25,7 @@ from common import arguments, end_to_end, machine, note, read_images, show, writ
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.models.encoders import load_encoder
+from gmv_qdrant.models.registry import load_encoder
 
 
 class Authors:

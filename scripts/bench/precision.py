@@ -26,7 +26,9 @@ from scipy.stats import pearsonr, spearmanr
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.method import distances
-from gmv_qdrant.models.encoders import Encoder, Runtime, load_distance, load_encoder
+from gmv_qdrant.models.base import Encoder
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.registry import load_distance, load_encoder
 
 PRECISIONS = ("fp32", "bf16")
 

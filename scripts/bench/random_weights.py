@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from gmv_qdrant.models.encoders import Runtime, clip
-from gmv_qdrant.models.quality import iqa
+from gmv_qdrant.models import quality
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.encoders import clip
 from gmv_qdrant.models.weights import HubFile
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
@@ -53,14 +54,14 @@ def _random(network: torch.nn.Module, path: Path) -> None:
 
 
 def _maniqa(runtime: Runtime) -> None:
-    [file] = iqa.files("maniqa", runtime)
+    [file] = quality.files("maniqa", runtime)
     if file.find() is not None:
         return
     with muted():
         import timm
         from pyiqa.archs import maniqa_arch
 
-        options = {k: v for k, v in iqa._configs()["maniqa"]["metric_opts"].items() if k != "type"}
+        options = {k: v for k, v in quality._configs()["maniqa"]["metric_opts"].items() if k != "type"}
         create = timm.create_model
         timm.create_model = lambda name, pretrained: create(name, pretrained=False)
         try:

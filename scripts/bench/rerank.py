@@ -20,7 +20,8 @@ import torch
 from common import Clock, read_images, seconds
 
 from gmv_qdrant.method import distances
-from gmv_qdrant.models.encoders import Runtime, load_distance
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.registry import load_distance
 
 
 def best(run: Callable[[], np.ndarray], repeat: int) -> tuple[Clock, np.ndarray]:

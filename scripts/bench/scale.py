@@ -265,7 +265,7 @@ def forward_ms(encoder: str, weights: str | None) -> float:
     import torch
     from PIL import Image
 
-    from gmv_qdrant.models.encoders import load_encoder
+    from gmv_qdrant.models.registry import load_encoder
 
     network = load_encoder(encoder, weights=weights)
     batch = torch.stack([network.prepare(Image.new("RGB", (224, 224), (9 * i, 7, 5))) for i in range(16)])

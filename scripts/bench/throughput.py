@@ -36,8 +36,9 @@ from common import (
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.models.encoders import Encoder, Runtime, load_distance, load_encoder
-from gmv_qdrant.models.quality import load_quality
+from gmv_qdrant.models.base import Encoder
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.registry import load_distance, load_encoder, load_quality
 
 
 class Bare:

@@ -24,7 +24,7 @@ import numpy as np
 import others
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.models.encoders import load_distance
+from gmv_qdrant.models.registry import load_distance
 
 WARM = 8
 DISTANCE = "l2@64"

@@ -24,7 +24,7 @@ from PIL import Image
 
 from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.plots import plot
-from gmv_qdrant.models import quality
+from gmv_qdrant.models import registry
 
 GROUP = {"group": Group(attribute="corrupted")}
 SIGMA = 127.5
@@ -74,7 +74,7 @@ def main() -> None:
     noisy = kit("mnist_noisy_ood")
     images, poor = spoiled(sampled["images"], given.poor, given.seed)
     if given.quality == "known":
-        quality.plugin = lambda *_: lambda *_: Known(images[poor])  # as if it had an entry point
+        registry.FAMILIES["quality"]["known"] = registry.Family(lambda *_: Known(images[poor]))
     generated = work / f"mnist-gan-{len(images)}-poor-{given.poor:g}"
     made = common.write_set(images, generated, label=sampled["labels"])
     found: dict[str, Any] = {

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.models.encoders import load_encoder
+from gmv_qdrant.models.registry import load_encoder
 
 Ranked = tuple[np.ndarray, np.ndarray, str]
 """Indices of training images and their scores, both ``(m, most)``, and what `import_scores` is told that they are."""

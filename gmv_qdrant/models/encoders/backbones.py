@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError
+from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.models.base import Encoder
 from gmv_qdrant.models.checkpoints import LOAD_ERRORS, load_state, state_hash
-from gmv_qdrant.models.devices import Runtime, nearest
-from gmv_qdrant.models.encoders.base import Encoder
-from gmv_qdrant.models.weights import HubFile, UrlFile, WeightFile, hub_cache, require, torch_cache
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.weights import HubFile, UrlFile, WeightFile, require, torch_cache
 
 if TYPE_CHECKING:
     import torch
+
+
+def model_name(argument: str) -> str:
+    """The argument as it is. Raises `ModelError` when there is none."""
+    if not argument:
+        raise ModelError("which model? Write timm:MODEL or torchvision:MODEL")
+    return argument
+
 
 # --- timm ---------------------------------------------------------------------------------------------------
 
@@ -26,7 +33,7 @@ def _check_timm(argument: str) -> str:
 
     model = argument.split(".", 1)[0]
     if not timm.is_model(model):
-        raise ModelError(f"timm has no model {model!r}{nearest(model, timm.list_models())}")
+        raise ModelError(f"timm has no model {model!r}{did_you_mean(model, timm.list_models())}")
     return model
 
 
@@ -37,22 +44,25 @@ def timm_files(argument: str, runtime: Runtime) -> list[WeightFile]:
     model = _check_timm(argument)
     if "." in argument and argument not in timm.list_pretrained():
         tagged = timm.list_pretrained(f"{model}.*")
-        raise ModelError(f"timm has no weights {argument!r}{nearest(argument, tagged)}")
+        raise ModelError(f"timm has no weights {argument!r}{did_you_mean(argument, tagged)}")
     config = timm.get_pretrained_cfg(argument)
     if config is not None and config.hf_hub_id:
-        names = (
-            (config.hf_hub_filename,)
-            if config.hf_hub_filename
-            else ("model.safetensors", "pytorch_model.bin")
-        )
+        file = config.hf_hub_filename
         repo, _, revision = config.hf_hub_id.partition("@")
-        return [HubFile(repo, names, hub_cache(runtime), revision or None)]
+        return [
+            HubFile.of(
+                repo,
+                [file] if file else ["model.safetensors", "pytorch_model.bin"],
+                runtime,
+                revision or None,
+            )
+        ]
     if config is not None and isinstance(config.url, str) and config.url:
-        return [UrlFile(config.url, torch_cache(runtime) / "checkpoints", config.url.rsplit("/", 1)[-1])]
+        return [UrlFile(config.url, torch_cache(runtime) / "checkpoints")]
     raise ModelError(f"timm publishes no weights for {argument!r}: give a file by --encoder-weights")
 
 
-def load_timm(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
+def load_timm(argument: str, runtime: Runtime) -> Encoder:
     """``timm:MODEL[.TAG]``, with timm's own data configuration and evaluation transform."""
     import timm
     from timm.data.config import resolve_data_config
@@ -61,9 +71,9 @@ def load_timm(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
     from gmv_qdrant.models.encoders.network import NetworkEncoder, Preprocessing
 
     _check_timm(argument)
-    path = given_file(weights) or require(f"timm:{argument}", timm_files(argument, runtime), runtime)[0]
+    path = runtime.weights or require(f"timm:{argument}", timm_files(argument, runtime), runtime)[0]
     overlay: dict[str, Any] = {"file": str(path)}
-    if weights is not None:
+    if runtime.weights:
         overlay["custom_load"] = path.suffix == ".npz"
     watch = _MissingKeys()
     try:
@@ -122,26 +132,23 @@ def _torchvision_weights(argument: str) -> Any:
     name, _, wanted = argument.removesuffix(POOLED).partition("/")
     known = models.list_models(module=models)
     if name not in known:
-        raise ModelError(f"torchvision has no classifier {name!r}{nearest(name, known)}")
+        raise ModelError(f"torchvision has no classifier {name!r}{did_you_mean(name, known)}")
     published = models.get_model_weights(name)
     if wanted and wanted not in published.__members__:
-        raise ModelError(f"{name} has no weights {wanted!r}{nearest(wanted, published.__members__)}")
+        raise ModelError(f"{name} has no weights {wanted!r}{did_you_mean(wanted, published.__members__)}")
     return published[wanted] if wanted else published.DEFAULT
 
 
-def torchvision_file(url: str, megabytes: float | None, runtime: Runtime) -> UrlFile:
-    """torchvision puts the first digits of the hash in the name: ``alexnet-owt-7be5be79.pth``."""
-    name = url.rsplit("/", 1)[-1]
-    size = int(megabytes * 1e6) if megabytes else None
-    return UrlFile(url, torch_cache(runtime) / "checkpoints", name, size, Path(name).stem.rsplit("-", 1)[-1])
+def torchvision_file(url: str, runtime: Runtime) -> UrlFile:
+    """Where torchvision itself would keep it."""
+    return UrlFile(url, torch_cache(runtime) / "checkpoints")
 
 
 def torchvision_files(argument: str, runtime: Runtime) -> list[WeightFile]:
-    published = _torchvision_weights(argument)
-    return [torchvision_file(published.url, published.meta.get("_file_size"), runtime)]
+    return [torchvision_file(_torchvision_weights(argument).url, runtime)]
 
 
-def load_torchvision(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
+def load_torchvision(argument: str, runtime: Runtime) -> Encoder:
     """``torchvision:MODEL[/WEIGHTS]``: the last layer's input (Table 9: AlexNet, DenseNet).
 
     ``torchvision:MODEL[/WEIGHTS]@features``: the last feature maps, averaged over all places: 256 numbers of AlexNet,
@@ -154,7 +161,7 @@ def load_torchvision(argument: str, weights: str | None, runtime: Runtime) -> En
 
     published = _torchvision_weights(argument)
     name = f"torchvision:{argument}"
-    path = given_file(weights) or require(name, torchvision_files(argument, runtime), runtime)[0]
+    path = runtime.weights or require(name, torchvision_files(argument, runtime), runtime)[0]
     architecture = argument.removesuffix(POOLED).partition("/")[0]
     model = models.get_model(architecture, weights=None, **_build_options(published))
     state = {_modern_key(name): tensor for name, tensor in load_state(path).items()}
@@ -222,13 +229,3 @@ def _pooled(model: torch.nn.Module, name: str) -> torch.nn.Module:
             f"torchvision's {name} has no part called features: torchvision:{name} gives its averaged maps already"
         )
     return torch.nn.Sequential(maps, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-
-
-def given_file(weights: str | None) -> Path | None:
-    """The path of ``--encoder-weights``, None without it. Raises `ModelError` when it isn't a file."""
-    if weights is None:
-        return None
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise ModelError(f"the weights file {weights} does not exist")
-    return path

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from gmv_qdrant.errors import ModelError
+from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.models.base import Encoder
 from gmv_qdrant.models.checkpoints import LOAD_ERRORS, first_line, quiet, state_hash
-from gmv_qdrant.models.devices import Runtime, nearest
-from gmv_qdrant.models.encoders.backbones import given_file
-from gmv_qdrant.models.encoders.base import Encoder
-from gmv_qdrant.models.weights import HubFile, UrlFile, WeightFile, hub_cache, require
+from gmv_qdrant.models.devices import Runtime
+from gmv_qdrant.models.weights import HubFile, WeightFile, require
 
 DEFAULT = "ViT-B-32-quickgelu/openai"
 
@@ -37,28 +35,19 @@ def files(argument: str, runtime: Runtime) -> list[WeightFile]:
         other = _twin(model)
         if tag in open_clip.list_pretrained_tags_by_model(other):
             raise ModelError(f"clip:{argument} does not exist: use clip:{other}/{tag}")
-        raise ModelError(f"open_clip has no weights {tag!r} for {model}{nearest(tag, tags)}")
-    if config.get("hf_hub"):
-        repo, _, name = config["hf_hub"].rpartition("/")
-        # open_clip looks for the safe form of the same file first
-        if not name:
-            names: tuple[str, ...] = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-        else:
-            names = (f"{name[:-4]}.safetensors", name) if name.endswith((".bin", ".pth")) else (name,)
-        size = 605_000_000 if model.startswith("ViT-B-32") else None
-        return [HubFile(repo, names, hub_cache(runtime), size=size)]
-    url = config["url"]
-    name = url.rsplit("/", 1)[-1]
-    digest = None
-    if "openaipublic" in url:
-        digest = url.split("/")[-2]
-    elif "mlfoundations" in url:
-        digest = name.rsplit(".", 1)[0].rsplit("-", 1)[-1]
-    where = (runtime.cache_dir or Path.home() / ".cache") / "clip"
-    return [UrlFile(url, where, name, sha256=digest)]
+        raise ModelError(f"open_clip has no weights {tag!r} for {model}{did_you_mean(tag, tags)}")
+    if not config.get("hf_hub"):
+        raise ModelError(f"open_clip names no repository of {argument}: give its file by --encoder-weights")
+    repo, _, name = config["hf_hub"].rpartition("/")
+    # open_clip looks for the safe form of the same file first
+    if not name:
+        names = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    else:
+        names = [f"{name[:-4]}.safetensors", name] if name.endswith((".bin", ".pth")) else [name]
+    return [HubFile.of(repo, names, runtime)]
 
 
-def load(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
+def load(argument: str, runtime: Runtime) -> Encoder:
     """``clip:MODEL/PRETRAINED``: the image embedding, unit length, with the tag's own preprocessing."""
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -66,7 +55,7 @@ def load(argument: str, weights: str | None, runtime: Runtime) -> Encoder:
     from gmv_qdrant.models.encoders.network import NetworkEncoder, Preprocessing
 
     model_name, tag = _known(argument)
-    path = given_file(weights) or require(f"clip:{argument}", files(argument, runtime), runtime)[0]
+    path = runtime.weights or require(f"clip:{argument}", files(argument, runtime), runtime)[0]
     try:
         with quiet():
             model = open_clip.create_model(
@@ -97,7 +86,7 @@ def _known(argument: str) -> tuple[str, str]:
     model, _, tag = canonical(argument).rpartition("/")
     model_config = open_clip.get_model_config(model)
     if model_config is None:
-        raise ModelError(f"open_clip has no model {model!r}{nearest(model, open_clip.list_models())}")
+        raise ModelError(f"open_clip has no model {model!r}{did_you_mean(model, open_clip.list_models())}")
     tag_config = open_clip.get_pretrained_cfg(model, tag)
     if tag_config and bool(tag_config.get("quick_gelu")) != bool(model_config.get("quick_gelu")):
         wanted = "QuickGELU" if tag_config.get("quick_gelu") else "GELU"

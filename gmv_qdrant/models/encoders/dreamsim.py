@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError
-from gmv_qdrant.models.checkpoints import LOAD_ERRORS, first_line, quiet, state_hash, swapped
-from gmv_qdrant.models.devices import Runtime, nearest, resolve_device
-from gmv_qdrant.models.encoders.base import Encoder, Storage
-from gmv_qdrant.models.weights import UrlArchive, UrlFile, WeightFile, own_cache, require
+from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.models.base import Encoder, Storage
+from gmv_qdrant.models.checkpoints import LOAD_ERRORS, first_line, load_state, quiet, state_hash, swapped
+from gmv_qdrant.models.devices import Runtime, resolve_device
+from gmv_qdrant.models.weights import Pin, UrlArchive, UrlFile, WeightFile, own_cache, require
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _RELEASES = "https://github.com/ssundaram21/dreamsim/releases/download"
 _DINO = "dino_vitb16_pretrain.pth"
 _DINOV2 = "dinov2_vitb14_pretrain.pth"
+_BACKBONES = "https://dl.fbaipublicfiles.com"
+_DINOV2_CODE = (
+    "https://codeload.github.com/facebookresearch/dinov2/zip/7764ea0f912e53c92e82eb78a2a1631e92725fc8"
+)
 
 TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ensemble": (
@@ -42,7 +46,7 @@ def canonical(argument: str) -> str:
     """``ensemble`` is the default and goes without saying. Raises `ModelError` for an unknown type."""
     kind = argument or "ensemble"
     if kind not in TYPES:
-        raise ModelError(f"DreamSim has no type {kind!r}{nearest(kind, TYPES)}")
+        raise ModelError(f"DreamSim has no type {kind!r}{did_you_mean(kind, TYPES)}: {', '.join(TYPES)}")
     return "" if kind == "ensemble" else kind
 
 
@@ -52,31 +56,27 @@ def folder(runtime: Runtime) -> Path:
 
 
 def files(argument: str, runtime: Runtime) -> list[WeightFile]:
-    """The release archive; for the DINO types also the code and the weights of the hub repository."""
+    """The release archive; for the DINO types also their backbone, and for DINOv2 its code."""
     kind, where = argument or "ensemble", folder(runtime)
     release, members = TYPES[kind]
     url = f"{_RELEASES}/{release}-checkpoints/dreamsim_{kind}_checkpoint.zip"
     members = tuple(f"{m}/adapter_config.json" if m.endswith("_lora") else m for m in members)
-    needed: list[WeightFile] = [UrlArchive(url, where, members)]
+    needed: list[WeightFile] = [UrlArchive(url, where, members=members)]
+    backbones = where / "checkpoints"
     if _DINO in members:
-        needed += _hub(where, "dino", "dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", 343_000_000)
+        needed.append(
+            UrlFile(f"{_BACKBONES}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth", backbones)
+        )
     elif _DINOV2 in members:
-        needed += _hub(where, "dinov2", f"dinov2/dinov2_vitb14/{_DINOV2}", 346_000_000)
+        needed.append(UrlFile(f"{_BACKBONES}/dinov2/dinov2_vitb14/{_DINOV2}", backbones))
+        code = _dinov2_folder(runtime).name
+        needed.append(UrlArchive(_DINOV2_CODE, where, members=(f"{code}/hubconf.py",), top=code))
     return needed
 
 
-def _hub(where: Path, repo: str, checkpoint: str, size: int) -> list[WeightFile]:
-    name = f"facebookresearch_{repo}_main"
-    code = f"https://github.com/facebookresearch/{repo}/zipball/main"
-    return [
-        UrlArchive(code, where, (f"{name}/hubconf.py",), top=name),
-        UrlFile(
-            f"https://dl.fbaipublicfiles.com/{checkpoint}",
-            where / "checkpoints",
-            checkpoint.rsplit("/", 1)[-1],
-            size,
-        ),
-    ]
+def _dinov2_folder(runtime: Runtime) -> Path:
+    """Of the code of one revision."""
+    return folder(runtime) / f"facebookresearch_dinov2_{Pin.of(_DINOV2_CODE).revision}"
 
 
 def load(argument: str, runtime: Runtime) -> Encoder:
@@ -85,7 +85,12 @@ def load(argument: str, runtime: Runtime) -> Encoder:
 
     kind, name = argument or "ensemble", f"dreamsim:{argument}" if argument else "dreamsim"
     require(name, files(argument, runtime), runtime)
-    tuned = _package_model(kind, name, folder(runtime))
+    if kind.startswith("dinov2") and not runtime.trust:
+        raise ModelError(
+            f"{name} runs the code of {_DINOV2_CODE.partition('//')[2]}, which nobody publishes a hash of: allow it "
+            "with --trust"
+        )
+    tuned = _package_model(kind, name, runtime)
     device = resolve_device(runtime.device)
     for extractor in tuned.base_model.model.extractor_list:
         extractor.device = device
@@ -103,27 +108,31 @@ def load(argument: str, runtime: Runtime) -> Encoder:
     )
 
 
-def _package_model(kind: str, name: str, where: Path) -> Any:
+def _package_model(kind: str, name: str, runtime: Runtime) -> Any:
     """The package's own loader, on the CPU, kept from the network, stdout and torch.hub's folder."""
     import torch
 
-    def local_hub(repo: str, model: str) -> Any:
-        owner, _, repo = repo.partition(":")[0].partition("/")
-        return hub_load(  # type: ignore[no-untyped-call]
-            str(where / f"{owner}_{repo}_main"), model, source="local", verbose=False
-        )
+    def backbone(_: str, model: str) -> Any:
+        if model != "dino_vitb16":
+            return hub_load(str(_dinov2_folder(runtime)), model, source="local", verbose=False)  # type: ignore[no-untyped-call]
+        # the package has a copy of DINO's network, so no code of its repository is run
+        from dreamsim.feature_extraction.vision_transformer import vit_base
 
-    hub_load, hub_folder = torch.hub.load, getattr(torch.hub, "_hub_dir", None)
-    patch = kind.endswith("_patch")
+        network = vit_base(patch_size=16, num_classes=0)
+        network.load_state_dict(load_state(where / "checkpoints" / "dino_vitbase16_pretrain.pth"))
+        return network
+
+    where, hub_load = folder(runtime), torch.hub.load
+    hub_folder = getattr(torch.hub, "_hub_dir", None)
     try:
-        with quiet() as said, swapped(torch.hub, "load", local_hub):
+        with quiet() as said, swapped(torch.hub, "load", backbone):
             from dreamsim import dreamsim
 
             model, _ = dreamsim(
                 device="cpu",
                 cache_dir=str(where),
                 dreamsim_type=kind.removesuffix("_patch"),
-                use_patch_model=patch,
+                use_patch_model=kind.endswith("_patch"),
             )
     except (*LOAD_ERRORS, ImportError) as error:
         raise ModelError(f"{name} cannot be loaded from {where}: {first_line(error)}") from error

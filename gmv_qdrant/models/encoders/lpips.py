@@ -9,18 +9,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError
+from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.models.base import Encoder, Storage
 from gmv_qdrant.models.checkpoints import load_state, quiet, state_hash
-from gmv_qdrant.models.devices import Runtime, nearest
+from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.encoders.backbones import torchvision_file
-from gmv_qdrant.models.encoders.base import Encoder, Storage
 from gmv_qdrant.models.encoders.pixels import canonical_size
 from gmv_qdrant.models.weights import WeightFile, require
 
 if TYPE_CHECKING:
     import torch
 
-BACKBONES = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet1_1"}
+BACKBONES = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+"""By network, torchvision's file of its weights."""
 
 
 def canonical(argument: str) -> str:
@@ -28,16 +33,16 @@ def canonical(argument: str) -> str:
     net, _, size = argument.partition("@")
     net = net or "alex"
     if net not in BACKBONES:
-        raise ModelError(f"LPIPS has no network {net!r}{nearest(net, BACKBONES)}")
+        raise ModelError(
+            f"LPIPS has no network {net!r}{did_you_mean(net, BACKBONES)}: {', '.join(BACKBONES)}"
+        )
     return f"{net}@{canonical_size(size)}"
 
 
 def files(argument: str, runtime: Runtime) -> list[WeightFile]:
     """The backbone of torchvision; the linear weights are part of the package."""
-    from torchvision import models
-
-    published = models.get_weight(f"{BACKBONES[argument.partition('@')[0]]}_Weights.IMAGENET1K_V1")
-    return [torchvision_file(published.url, published.meta.get("_file_size"), runtime)]
+    file = BACKBONES[argument.partition("@")[0]]
+    return [torchvision_file(f"https://download.pytorch.org/models/{file}", runtime)]
 
 
 def load(argument: str, runtime: Runtime) -> Encoder:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.method import Metric
+from gmv_qdrant.models.base import Identity, Storage
 from gmv_qdrant.models.devices import Runtime, exact_inference, resolve_device
-from gmv_qdrant.models.encoders.base import Identity, Storage
 
 Triple = tuple[float, float, float]
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.method import Metric
+from gmv_qdrant.models.base import Encoder, Identity, Storage
 from gmv_qdrant.models.devices import Runtime
-from gmv_qdrant.models.encoders.base import Encoder, Identity, Storage
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +27,8 @@ def canonical_size(argument: str, default: int = 64) -> str:
     return str(int(size))
 
 
-def load_recall(argument: str, weights: str | None, _: Runtime) -> Encoder:
+def load_recall(argument: str, _: Runtime) -> Encoder:
     """``pixels:N``: RGB at NxN in [0,1], divided by the norm. A black image gives the zero vector."""
-    if weights is not None:
-        raise ModelError(f"pixels:{argument} has no weights, so --encoder-weights {weights} cannot be used")
     return PixelEncoder(f"pixels:{argument}", int(argument), "cosine", Storage(), "in [0,1], unit length")
 
 
@@ -47,6 +45,11 @@ def load_norm(argument: str, _: Runtime) -> Encoder:
     return PixelEncoder(
         f"l2-norm@{argument}", int(argument), "euclid", Storage("uint8", 1.0 / 255.0), "in [0,1]"
     )
+
+
+def load_thumb(argument: str, _: Runtime) -> Encoder:
+    """``thumb:N``: RGB at NxN minus its mean, of unit length: composition and contrast, whatever the brightness."""
+    return ThumbEncoder(int(argument))
 
 
 class PixelEncoder:
@@ -77,4 +80,35 @@ class PixelEncoder:
         vectors = pixels.astype(np.float32) / np.float32(255.0)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: np.ndarray = vectors / np.where(norms > 0, norms, np.float32(1.0))
+        return unit
+
+
+class ThumbEncoder:
+    """RGB, PIL bicubic to ``size x size``, minus the mean of all its numbers, divided by the norm.
+
+    An image of one colour that is grey gives the zero vector.
+    """
+
+    metric: Metric = "sqeuclid"
+    storage = Storage()
+
+    def __init__(self, size: int) -> None:
+        self.dim = 3 * size * size
+        self.identity = Identity(
+            f"thumb:{size}", "none", f"{size}x{size} squash bicubic minus mean, unit length"
+        )
+        self._size = size
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """RGB image -> uint8 ``(dim,)``."""
+        from gmv_qdrant.models.encoders.network import resize, to_uint8
+
+        return to_uint8(resize(image, self._size)).reshape(-1)
+
+    def encode(self, batch: torch.Tensor) -> np.ndarray:
+        """uint8 ``(n, dim)`` -> float32 ``(n, dim)``."""
+        pixels = batch.numpy().astype(np.float64)
+        centred = pixels - pixels.mean(axis=1, keepdims=True)
+        norms = np.linalg.norm(centred, axis=1, keepdims=True)
+        unit: np.ndarray = (centred / np.where(norms > 1e-6, norms, 1.0)).astype(np.float32)
         return unit

@@ -1,4 +1,4 @@
-"""What an encoder is: an image goes in, one vector comes out, and a metric compares two of them.
+"""What models are: an encoder makes one vector of an image, and a metric compares two; a quality metric scores one.
 
 Every distance of the paper (section 3.1) is a function of one vector per image, so a *distance* is an
 encoder and a metric. Recall encoders have the metric ``cosine`` and give unit vectors.
@@ -81,4 +81,17 @@ class Encoder(Protocol):
 
         A row doesn't depend on what else is in the batch, beyond 1e-5 relative.
         """
+        ...
+
+
+class QualityMetric(Protocol):
+    """q in [0, 1] of one generated image (section 3.2), higher is better: the same whatever else is scored."""
+
+    @property
+    def identity(self) -> str:
+        """Name, mapping to [0, 1] and weights' hash, in one line."""
+        ...
+
+    def score(self, image: Image.Image) -> float:
+        """RGB image -> quality in [0, 1]."""
         ...

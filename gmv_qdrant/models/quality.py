@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from gmv_qdrant.errors import ImageError, ModelError
+from gmv_qdrant.errors import ModelError, did_you_mean
 from gmv_qdrant.models.checkpoints import first_line, load_state, quiet, state_hash, swapped
-from gmv_qdrant.models.devices import Runtime, exact_inference, nearest, resolve_device
-from gmv_qdrant.models.weights import Progress, UrlFile, WeightFile, is_offline, reach, require, torch_cache
+from gmv_qdrant.models.devices import Runtime, exact_inference, resolve_device
+from gmv_qdrant.models.weights import UrlFile, WeightFile, is_offline, reach, require, torch_cache
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +41,12 @@ NOT_PER_IMAGE = {
     "inception_score": "it compares sets of images",
 }
 
-_PUBLISHED = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
+_MANIQA = "https://github.com/IIGROUP/MANIQA/releases/download"
+_PYIQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 MANIQA_FILES = {
-    "maniqa": "ckpt_koniq10k.pt",
-    "maniqa-kadid": "ckpt_kadid10k.pt",
-    "maniqa-pipal": "MANIQA_PIPAL-ae6d356b.pth",
+    "maniqa": f"{_MANIQA}/Koniq10k/ckpt_koniq10k.pt",
+    "maniqa-kadid": f"{_PYIQA}/ckpt_kadid10k.pt",
+    "maniqa-pipal": f"{_PYIQA}/MANIQA_PIPAL-ae6d356b.pth",
 }
 
 
@@ -81,7 +82,7 @@ def mapping(name: str) -> Mapping:
     """The mapping of a pyiqa metric. Raises `ModelError` for an unknown one, or one without it."""
     known = _configs()
     if name not in known:
-        raise ModelError(f"unknown quality metric {name!r}{nearest(name, [*known, 'none'])}")
+        raise ModelError(f"unknown quality metric {name!r}{did_you_mean(name, [*known, 'none'])}")
     if name in NOT_PER_IMAGE:
         raise ModelError(f"{name} gives no quality of one image: {NOT_PER_IMAGE[name]}")
     config = known[name]
@@ -106,19 +107,17 @@ def files(name: str, runtime: Runtime) -> list[WeightFile]:
     """The checkpoint of MANIQA; the other metrics say what they need only while loading."""
     if name not in MANIQA_FILES:
         return []
-    checkpoint = MANIQA_FILES[name]
-    return [UrlFile(f"{_PUBLISHED}/{checkpoint}", torch_cache(runtime) / "pyiqa", checkpoint, 543_000_000)]
+    return [UrlFile(MANIQA_FILES[name], torch_cache(runtime) / "pyiqa")]
 
 
-def load(name: str, runtime: Runtime, progress: Progress | None = None) -> PyiqaMetric:
+def load(name: str, runtime: Runtime) -> PyiqaMetric:
     """The metric ``name``, always in float32. Raises `ModelError` when its weights cannot be had."""
     how = mapping(name)
     device = resolve_device(runtime.device)
     if name in MANIQA_FILES:
-        path = require(name, files(name, runtime), runtime, progress)[0]
-        network = _maniqa(name, path)
+        network = _maniqa(name, require(name, files(name, runtime), runtime)[0])
     else:
-        network = _create(name, runtime, progress)
+        network = _create(name, runtime)
     return PyiqaMetric(name, how, network.to(device), device)
 
 
@@ -132,20 +131,13 @@ class PyiqaMetric:
         self.identity = f"{name}: {how}, clipped; weights {state_hash(state) if state else 'none'}"
 
     def score(self, image: Image.Image) -> float:
-        """RGB image -> quality in [0,1]. Raises `ImageError` for an image that the metric cannot take."""
+        """RGB image -> quality in [0,1]; raises whatever the metric raises for an image that it cannot take."""
         if self._name == "piqe" and not image.getbbox():
             return 0.0  # PIQE divides by the brightest pixel; other flat images get its worst score, 100
         pixels = _to_unit(image).to(self._device)
-        try:
-            with exact_inference(), _fixed_seed():
-                score = float(self._network(pixels))
-        except (RuntimeError, ValueError, IndexError, AssertionError, ZeroDivisionError) as error:
-            raise ImageError(
-                f"{self._name} cannot score an image of {image.width}x{image.height}: {first_line(error)}"
-            ) from error
-        if not math.isfinite(score):
-            raise ImageError(f"{self._name} gives {score} for an image of {image.width}x{image.height}")
-        return self._mapping(score)
+        with exact_inference(), _fixed_seed():
+            score = float(self._network(pixels))
+        return self._mapping(score) if math.isfinite(score) else score
 
 
 def _to_unit(image: Image.Image) -> torch.Tensor:
@@ -188,14 +180,14 @@ def _fixed_seed() -> Iterator[None]:
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def _create(name: str, runtime: Runtime, progress: Progress | None) -> Any:
+def _create(name: str, runtime: Runtime) -> Any:
     """pyiqa's own construction, with our downloader and weights-only unpickling."""
     import torch
     from huggingface_hub import constants
 
     def download(url: str, path: str, *_: Any, **__: Any) -> None:
         target = Path(path)
-        require(name, [UrlFile(url, target.parent, target.name)], runtime, progress)
+        require(name, [UrlFile(url, target.parent, target.name)], runtime)
 
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     with quiet(), ExitStack() as stack:
@@ -205,7 +197,7 @@ def _create(name: str, runtime: Runtime, progress: Progress | None) -> Any:
         stack.enter_context(swapped(download_util, "download_url_to_file", download))
         stack.enter_context(swapped(download_util, "DEFAULT_CACHE_DIR", str(torch_cache(runtime) / "pyiqa")))
         stack.enter_context(swapped(torch.hub, "download_url_to_file", download))
-        if is_offline(runtime) or not _reachable(constants.ENDPOINT):
+        if is_offline(runtime) or not runtime.trust or not _reachable(constants.ENDPOINT):
             stack.enter_context(swapped(constants, "HF_HUB_OFFLINE", True))
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
         try:
@@ -216,7 +208,7 @@ def _create(name: str, runtime: Runtime, progress: Progress | None) -> Any:
             older = "setuptools<81" if error.name == "pkg_resources" else error.name
             raise ModelError(f"{name} needs the package {older}: pip install '{older}'") from error
         except Exception as error:  # sixty architectures, each with its own ways to fail
-            hint = f"; try 'gmv-qdrant models fetch {name}'" if constants.HF_HUB_OFFLINE else ""
+            hint = f"; try 'gmv-qdrant models fetch --trust {name}'" if constants.HF_HUB_OFFLINE else ""
             raise ModelError(f"pyiqa cannot load {name}: {first_line(error)}{hint}") from error
         finally:
             if before is None:
