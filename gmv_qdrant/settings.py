@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -145,10 +145,19 @@ PRESETS: dict[str, dict[str, str]] = {
 form, down to one pixel; it scores no quality: metrics without weights fail on small images, and call flat ones bad."""
 
 
-class SettingOptions(TypedDict, total=False):
-    """The settings as keywords: None is "not given". preset: a name of `PRESETS`, which single settings override."""
+def with_preset(preset: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a preset stands for, where these don't say otherwise. Raises `SettingsError`."""
+    if preset is not None and preset not in PRESETS:
+        raise SettingsError(
+            f"there is no preset {preset!r}{did_you_mean(preset, PRESETS)}: {', '.join(PRESETS)}"
+        )
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {**PRESETS.get(preset or "", {}), **given}
 
-    preset: str | None
+
+class SettingOptions(TypedDict, total=False):
+    """The settings as keywords: None is "not given"."""
+
     encoder: str | None
     encoder_weights: str | Path | None
     distance: str | None
@@ -354,12 +363,6 @@ class Settings:
             variable = about.variable or f"GMV_{name.upper()}"
             if value := os.environ.get(variable):
                 given[name] = (value, variable)
-        if (preset := flags.pop("preset", None)) is not None:
-            if preset not in PRESETS:
-                raise SettingsError(
-                    f"there is no preset {preset!r}{did_you_mean(str(preset), PRESETS)}: {', '.join(PRESETS)}"
-                )
-            given |= {name: (value, name) for name, value in PRESETS[preset].items()}
         given |= {name: (value, name) for name, value in flags.items() if value is not None}
         return cls(**{name: _parsed(ABOUT, name, value, where) for name, (value, where) in given.items()})
 

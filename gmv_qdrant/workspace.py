@@ -23,7 +23,7 @@ from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run, recorded
-from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings
+from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings, with_preset
 
 if TYPE_CHECKING:
     from gmv_qdrant.pipeline.check import Finding
@@ -125,18 +125,21 @@ class Workspace:
     # -- a workspace ---------------------------------------------------------------------------------
 
     @classmethod
-    def init(cls, path: str | Path, **settings: Unpack[SettingOptions]) -> Self:
-        """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing."""
-        root = Path(path).absolute()
+    def init(cls, path: str | Path, *, preset: str | None = None, **settings: Unpack[SettingOptions]) -> Self:
+        """Make a workspace: settings, an empty ledger. Making it again with the same settings changes nothing.
+
+        preset: ``paper`` or ``light``, the models that settings don't name (`PRESETS`).
+        """
+        root, given = Path(path).absolute(), with_preset(preset, settings)
         if not folder.is_workspace(root):
-            wanted = folder.canonical(Settings.resolve(root, **settings))
+            wanted = folder.canonical(Settings.resolve(root, **given))
             if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
                 raise SettingsError(
                     f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the "
                     "collection of a workspace is its own, so give each tenant a workspace and a collection"
                 )
             folder.make(root, wanted)
-        made = cls(root, **settings)
+        made = cls(root, **given)
         folder.restore_settings(root, made.settings)
         return made
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.models.encoders.base import Storage
+from gmv_qdrant.models.base import Storage
 from gmv_qdrant.vectors.matrices import GROUP, PAGE, Matrix
 
 DIM = 5

@@ -33,10 +33,6 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-def changed(settings: Settings, **fields: object) -> Settings:
-    return settings.replaced(**fields)
-
-
 def test_the_first_use_gives_what_the_ledger_keeps_and_the_next_agrees(settings: Settings) -> None:
     made = Models.verified(settings, None)
     kept = json.loads(json.dumps(made.fingerprint))
@@ -54,7 +50,7 @@ def test_the_first_use_gives_what_the_ledger_keeps_and_the_next_agrees(settings:
 
 
 def test_without_reranking_and_quality(settings: Settings) -> None:
-    plain = changed(settings, encoder="pixels:4", encoder_weights=None, distance="none", quality="none")
+    plain = settings.replaced(encoder="pixels:4", encoder_weights=None, distance="none", quality="none")
     kept = Models.verified(plain, None).fingerprint
     assert kept["quality"]["probe"] is None
     assert Models.verified(plain, kept).rerank.metric == "euclid"
@@ -73,9 +69,8 @@ def test_without_reranking_and_quality(settings: Settings) -> None:
 )
 def test_other_models_are_refused(settings: Settings, field: str, value: str, sentence: str) -> None:
     kept = Models.verified(settings, None).fingerprint
-    other = changed(settings, **{field: value})
-    if field == "encoder":
-        other.encoder_weights = None
+    own = {"encoder_weights": None} if field == "encoder" else {}
+    other = settings.replaced(**{field: value}, **own)
     with pytest.raises(FingerprintMismatch, match=sentence):
         Models.verified(other, kept)
 

@@ -118,14 +118,14 @@ def fetch(path: Path, /, names: tuple[str, ...], trust: bool | None, as_json: bo
         note("ready: " + ", ".join(one.name for one in fetched))
 
 
-def _settings(path: Path, workspace: Path | None, **flags: Any) -> Settings:
+def _settings(path: Path, workspace: Path | None, preset: str | None, **flags: Any) -> Settings:
     """Those of the workspace where there is one, and what its absence leaves: the environment and the defaults."""
-    from gmv_qdrant.settings import FILE, Settings
+    from gmv_qdrant.settings import FILE, Settings, with_preset
 
     root = workspace or path
     if workspace and not (workspace / FILE).is_file():
         raise click.BadParameter(f"{workspace} is not a workspace", param_hint="'--workspace'")
-    return Settings.resolve(root, **flags)
+    return Settings.resolve(root, **with_preset(preset, flags))
 
 
 COMMANDS = (models,)

@@ -25,7 +25,7 @@ import numpy as np
 
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.files import sync_folder
-from gmv_qdrant.models.encoders.base import Storage
+from gmv_qdrant.models.base import Storage
 
 PAGE = 4096
 GROUP = 512
