@@ -1,6 +1,6 @@
 """Does credit follow what a model would lose? Each rule of credit, beside generators trained again without the images.
 
-    python scripts/reproduce/counterfactual.py KIT [--size small] [--generators vae flow local] [--work DIR] [--out FILE]
+    python scripts/reproduce/counterfactual.py KIT [--size small] [--generators vae flow local] [--work DIR]
 
 Three generators of small images: a VAE and a class-conditional flow (an MLP that flow matching trains) of 1,000 digits,
 and a denoiser in closed form that sees patches only, of 600 colour images. Each is trained (or asked) again on random
