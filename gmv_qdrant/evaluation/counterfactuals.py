@@ -23,7 +23,7 @@ GROUPS = 16
 class Agreement:
     """Rank correlation of predicted and true losses over the models: the mean over the generated images.
 
-    standard_error: with both sides of the sampling, other generated images and other subsets. per_image: float64 ``(m,)``.
+    standard_error: with both sides of the sampling, generated images and subsets. per_image: float64 ``(m,)``.
     totals: the same correlation of what is summed over all generated images.
     """
 
