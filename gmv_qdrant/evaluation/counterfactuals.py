@@ -1,8 +1,8 @@
 """Causal truth: what models lose that were trained again without some of the images, beside what credit predicts.
 
 The linear datamodeling score (LDS; Ilyas et al. 2022, Park et al. 2023): models are trained on subsets of the training
-images; each generated image has a loss under each model; its credit, summed over a subset, should rank the models as the
-losses do. Leaving one owner out at a time is the same question with other subsets.
+images; each generated image has a loss under each model; its credit, summed over a subset, should rank the models as
+the losses do. Leaving one owner out at a time is the same question with other subsets.
 """
 
 from __future__ import annotations
