@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def rename_payload(store: Any) -> None:
     store.upsert([point.id], point.vector[None], [{"uri": "x"}])
 
 
-def add_stranger(store: Any) -> None:
-    store.upsert([tiny_workspace.point(900)], np.ones((1, 192), np.float32), [{"uri": "x"}])
+def add_left_over(workspace: Workspace, store: Any) -> None:
+    run = workspace.sql("SELECT min(run_id) FROM runs").fetchall()[0][0]
+    store.upsert([tiny_workspace.point(900)], np.ones((1, 192), np.float32), [{"uri": "x", "run": run}])
 
 
 def add_shard(workspace: Workspace) -> None:
@@ -125,7 +127,7 @@ FILE_DAMAGE: dict[str, tuple[str, Callable[[Workspace], Any]]] = {
         "are not in the store",
         lambda w: store_points(w, lambda s: s.delete([tiny_workspace.point(3)])),
     ),
-    "strange point": ("no training images of the ledger", lambda w: store_points(w, add_stranger)),
+    "left-over point": ("left behind by runs", lambda w: store_points(w, partial(add_left_over, w))),
     "wrong payload": ("a source that is not theirs", lambda w: store_points(w, rename_payload)),
 }
 

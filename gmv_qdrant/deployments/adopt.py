@@ -20,6 +20,7 @@ from gmv_qdrant.deployments.payload_fields import Fields
 from gmv_qdrant.errors import CollectionMismatch, SettingsError, StoreError
 from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.collection import Sample
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.withdraw import Selection, cut_short, take_out
 from gmv_qdrant.settings import Settings
@@ -114,6 +115,7 @@ def adopt(context: Context, run: Run, fields: Fields, options: AdoptOptions) -> 
         proof = _prove(context, _spread(context, options.sample), fields, options.sample)
     run.figures["cosine"] = round(min(run.figures["cosine"], proof.cosine), 6)
     run.counts["sample_differing"] = proof.differing
+    Sample(context.root, context.ledger, context.store).remember(anew=True)
     if options.enable_quantization:
         _quantize(context, run)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.collection import Sample
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.context import insert_features as insert_features
 from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load, usable
@@ -60,6 +61,7 @@ def quantize(context: Context, run: Run) -> None:
     with run.timed("optimize"):
         context.progress.phase("quantize", None)
         context.store.optimize()
+    Sample(context.root, context.ledger, context.store).remember()
 
 
 def stores_rerank(context: Context) -> bool:

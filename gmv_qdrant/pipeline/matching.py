@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.collection import Sample
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import stores_rerank
 from gmv_qdrant.pipeline.reranking import RerankVectors
-from gmv_qdrant.pipeline.searching import SearchTuner
-from gmv_qdrant.vectors.protocol import Hits, SearchParams
+from gmv_qdrant.pipeline.searching import Search
+from gmv_qdrant.vectors.protocol import Hits
 
 UNKNOWN_LIMIT = 4
 """Times K that is searched at most to make up for points of the collection that are no training images."""
@@ -84,12 +86,17 @@ class Matcher:
         self.context = context
         self.run = run
         self.vectors = RerankVectors(context, run)
-        self.params = SearchTuner(context, run)
         self.spare = spare_count(context)
         self.group = 512 if stores_rerank(context) else 2
         """Images to match at once; few when their candidates' vectors are too large to be kept on disk."""
         self.unknown_points: set[str] = set()
         """Points that the ledger doesn't know, such as those that came into an adopted collection meanwhile."""
+
+    @cached_property
+    def search(self) -> Search:
+        if not self.context.remake_store:  # what is being repaired is as whole as it can be made
+            Sample(self.context.root, self.context.ledger, self.context.store).verify()
+        return Search(self.context.store, self.context.ledger, self.context.settings, self.run)
 
     def match(
         self, recall: np.ndarray, rerank: np.ndarray, known: Sequence[Known] | None = None
@@ -103,8 +110,7 @@ class Matcher:
         known = known or [NOTHING_KNOWN] * m
         with self.run.timed("recall"):
             queries = recall.reshape(m * views, dim)
-            params = self.params(queries)
-            hits, keys = self._recall(queries, wanted + self.spare, params)
+            hits, keys = self._recall(queries, wanted + self.spare)
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self.run.timed("re-rank"):
             drafts = [_draft(of_views, keys, one) for of_views, one in zip(by_image, known, strict=True)]
@@ -114,17 +120,14 @@ class Matcher:
                 for image, draft in enumerate(drafts)
             ]
 
-    def _recall(
-        self, queries: np.ndarray, wanted: int, params: SearchParams
-    ) -> tuple[list[Hits], dict[str, int]]:
+    def _recall(self, queries: np.ndarray, wanted: int) -> tuple[list[Hits], dict[str, int]]:
         """The ``wanted`` nearest points of each query, and the training keys of those that are training images.
 
         Points that the ledger doesn't know don't take anybody's place: as many more are fetched.
         """
-        store = self.context.store
         limit = wanted
         while True:
-            hits = store.search(queries, limit, params)
+            hits = self.search(queries, limit)
             found = {str(point) for hit in hits for point in hit.ids}
             keys = self.vectors.know(found)
             unknown_points = found - keys.keys()

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.pipeline.collection import Sample
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.ingest import insert_features
 from gmv_qdrant.vectors.protocol import RUN, parse_point_id
@@ -117,6 +118,7 @@ def erase(context: Context, run: Run) -> None:
         if context.owns_collection:
             tidy_points(context, run)
             context.store.purge()
+        Sample(context.root, context.ledger, context.store).forget()
     with run.timed("feature files"):
         compact(context, run)
         if (context.root / "thumbnails").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -15,6 +16,11 @@ from gmv_qdrant.vectors.protocol import CollectionSpec, Hits, Payload, PointId, 
 MAX_INT_ID = 2**64 - 1
 TIES, MOST_TIES = 16, 4_096
 """Fetched beyond the limit, at first and at most, so that a tie at the last place is cut by ``str(id)``."""
+
+
+def digest(*facts: object) -> str:
+    """A short text that is another one when any of the facts is."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def check_ids(ids: Sequence[PointId]) -> list[PointId]:
@@ -85,6 +91,19 @@ def to_distances(scores: Sequence[float], distance: VectorDistance) -> np.ndarra
     if distance == "cosine":
         return np.asarray(np.maximum(np.float32(1) - values, np.float32(0)))
     return np.negative(values) if distance == "dot" else values
+
+
+def distances_between(kind: VectorDistance, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """float64 ``(q, n)`` as the store gives them: 1 - cos, minus the product, or the 2-norm."""
+    q, r = queries.astype(np.float64), rows.astype(np.float64)
+    if kind == "cosine":
+        q /= np.linalg.norm(q, axis=1, keepdims=True)
+        r /= np.linalg.norm(r, axis=1, keepdims=True)
+        return np.asarray(1.0 - q @ r.T)
+    if kind == "dot":
+        return np.asarray(-(q @ r.T))
+    squares = (q**2).sum(1)[:, None] + (r**2).sum(1)[None, :] - 2 * q @ r.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def nearest(ids: Sequence[PointId], distances: np.ndarray, limit: int) -> Hits:

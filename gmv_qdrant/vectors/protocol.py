@@ -58,6 +58,16 @@ class SearchParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a search may ask for at most: a server's strict mode says so for each collection."""
+
+    points: int = 2**31
+    exact: bool = True
+    oversampling: float = 2.0**31
+    ef: int = 2**31
+
+
+@dataclass(frozen=True, slots=True)
 class Hits:
     """The nearest points of one query, nearest first; equal distances are ordered by ``str(id)``."""
 
@@ -92,6 +102,10 @@ class StoreStatus:
     """``green``: nothing worth building is left. ``exact``: no codes exist (too few points, or not optimized
     yet), every search is exact. ``pending``: the tail warrants an ``optimize``. ``optimizing``: it runs.
     A server adds its own words (``yellow``, ``grey``, ``red``)."""
+    approximate: bool
+    """Whether some points are found by codes or a graph: then a search may miss some."""
+    searched: str
+    """A digest of what a search looks through; another one when points, codes, graph or configuration change."""
 
 
 class VectorStore(Protocol):
@@ -99,6 +113,9 @@ class VectorStore(Protocol):
 
     @property
     def spec(self) -> CollectionSpec: ...
+
+    @property
+    def limits(self) -> Limits: ...
 
     def upsert(self, ids: Sequence[PointId], vectors: np.ndarray, payloads: Sequence[Payload]) -> None:
         """Add or replace points: ``vectors`` float32 ``(n, dim)``.

@@ -7,6 +7,7 @@ may ask while another one writes.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gmv_qdrant.errors import StoreError
+from gmv_qdrant.vectors.checks import digest
 from gmv_qdrant.vectors.protocol import CollectionSpec, Quantization, StoreStatus
 
 MIN_CODED = 256
@@ -124,6 +126,8 @@ def read_status(path: Path, spec: CollectionSpec) -> StoreStatus:
         code_bytes=sum(s.code_bytes for s in coded),
         vector_bytes=points * spec.dim * FLOAT_BYTES,
         state=state,
+        approximate=bool(coded) or (points >= HNSW_POINTS and covered > 0),
+        searched=digest(points, state, *sorted(map(dataclasses.astuple, segments))),
     )
 
 

@@ -29,6 +29,7 @@ from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
     Condition,
     Hits,
+    Limits,
     Payload,
     Point,
     PointId,
@@ -72,6 +73,10 @@ class EdgeStore:
     @property
     def spec(self) -> CollectionSpec:
         return self._spec
+
+    @property
+    def limits(self) -> Limits:
+        return Limits()
 
     def upsert(self, ids: Sequence[PointId], vectors: np.ndarray, payloads: Sequence[Payload]) -> None:
         """See `VectorStore.upsert`. It survives a killed process; after `flush`, a power cut."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from qdrant_client import models as m
 
 from gmv_qdrant.errors import StoreError, StoreUnavailable
+from gmv_qdrant.vectors.checks import digest
 from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import CollectionSpec, StoreStatus
 from gmv_qdrant.vectors.server.codec import dense_vectors, describe, quantization_of, vector_params
@@ -94,6 +95,10 @@ def status_of(info: m.CollectionInfo, spec: CollectionSpec, version: str) -> Sto
         code_bytes=round(coded * spec.dim * bits / 8),
         vector_bytes=points * spec.dim * 4,
         state=state,
+        approximate=indexed > 0 or kind != "none",
+        searched=digest(
+            info.model_dump(mode="json", exclude={"payload_schema": True, "config": {"metadata"}})
+        ),
     )
 
 

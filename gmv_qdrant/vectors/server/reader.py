@@ -13,6 +13,7 @@ from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
     Condition,
     Hits,
+    Limits,
     Point,
     PointId,
     SearchParams,
@@ -81,6 +82,10 @@ class ServerReader:
     @property
     def spec(self) -> CollectionSpec:
         return self._spec
+
+    @property
+    def limits(self) -> Limits:
+        return Limits()
 
     @property
     def version(self) -> str:
