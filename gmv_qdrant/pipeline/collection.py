@@ -9,7 +9,7 @@ import numpy as np
 
 from gmv_qdrant.errors import CollectionMismatch
 from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.models.encoders.base import Storage
+from gmv_qdrant.models.base import Storage
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.vectors import Owner, open_existing, open_own
 from gmv_qdrant.vectors.matrices import Matrix
