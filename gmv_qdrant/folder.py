@@ -21,13 +21,13 @@ from filelock import FileLock, Timeout
 
 from gmv_qdrant.errors import FingerprintMismatch, LedgerError, LedgerLocked, SettingsError
 from gmv_qdrant.files import sync_folder
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
 from gmv_qdrant.settings import FILE, Settings, read_file
 
 LEDGER = "ledger.duckdb"
 LOCK = ".writing.lock"
 _MAKING = ".ledger.making"
-_CONTENTS = ("credits.duckdb", "qdrant", "vectors")
+_CONTENTS = (PUBLISHED, "qdrant", "vectors")
 """What only a workspace that was used has."""
 _HARMLESS = {FILE, LOCK, _MAKING, f"{_MAKING}.wal", ".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}
 """What an empty folder may hold."""
@@ -52,7 +52,7 @@ def require_workspace(root: Path) -> None:
 def refuse_lost_ledger(root: Path) -> None:
     held = {child.name for child in _listed(root)}
     if FILE in held and held.intersection(_CONTENTS):
-        way = "copy credits.duckdb to it" if "credits.duckdb" in held else "put it back from a copy"
+        way = f"copy {PUBLISHED} to it" if PUBLISHED in held else "put it back from a copy"
         raise LedgerError(f"the workspace {root} has lost its {LEDGER}: {way}; nothing here was changed")
 
 
@@ -111,19 +111,17 @@ def _make_ledger(root: Path, fill: Callable[[Ledger], None], **meta: Any) -> Non
     making = root / _MAKING
     for left in (making, root / f"{_MAKING}.wal"):  # by one that was killed
         left.unlink(missing_ok=True)
-    ledger = Ledger.create(making)
-    with ledger.write() as con:
-        ledger.set_meta(con, **meta)
-    fill(ledger)
+    fill(Ledger.create(making, publish=False, **meta))
     with making.open("rb") as file:
         os.fsync(file.fileno())
     making.replace(root / LEDGER)
     sync_folder(root)
+    Ledger(root / LEDGER).publish()
 
 
 def unmake(root: Path) -> None:
     """Take back what `make` and a first run put into a folder that was empty."""
-    for name in (LEDGER, f"{LEDGER}.wal", "credits.duckdb", FILE, LOCK):
+    for name in (LEDGER, f"{LEDGER}.wal", PUBLISHED, FILE, LOCK):
         (root / name).unlink(missing_ok=True)
     shutil.rmtree(root / "vectors", ignore_errors=True)
     with contextlib.suppress(OSError):  # what else was there stays, and the folder with it
@@ -149,7 +147,7 @@ def alone(root: Path, patience: float = 0) -> Iterator[None]:
         lock.release()
 
 
-def settings_of(root: Path, ledger: Ledger, overrides: dict[str, Any]) -> Settings:
+def settings_of(root: Path, ledger: Readable, overrides: dict[str, Any]) -> Settings:
     """The settings of this process; raises `FingerprintMismatch` where the evidence was made with others."""
     kept: dict[str, Any] = json.loads(ledger.meta()["settings"])
     given = {name: value for name, value in overrides.items() if value is not None}

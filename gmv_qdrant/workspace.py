@@ -20,7 +20,8 @@ from gmv_qdrant import folder
 from gmv_qdrant.accounting.payout import Money, payout
 from gmv_qdrant.errors import SettingsError, SourceError, StoreError, did_you_mean
 from gmv_qdrant.ledger import queries
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
+from gmv_qdrant.ledger.publish import Published
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run, recorded
 from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings, with_preset
@@ -109,13 +110,16 @@ class Workspace:
     ) -> None:
         self.path = Path(path).absolute()
         folder.require_workspace(self.path)
-        self.ledger = Ledger.open(self.path / folder.LEDGER)
-        self.settings = folder.settings_of(self.path, self.ledger, {**settings})
+        self.ledger = Ledger(self.path / folder.LEDGER)
+        self.published = Published(self.path / PUBLISHED)
+        known: Readable = self.published if self.published.path.is_file() else self.ledger
+        self.settings = folder.settings_of(self.path, known, {**settings})
         self._progress = progress
-        self._memory = duckdb.connect(":memory:")  # relations live here, and hold no lock on the ledger
+        self._memory = duckdb.connect(":memory:")  # relations live here
+        self._memory.execute("SET GLOBAL TimeZone = 'UTC'")
 
     def __repr__(self) -> str:
-        held = queries.counts(self.ledger)
+        held = queries.counts(self.published)
         training, generated = held["training"], held["generated"]
         return (
             f"<Workspace {self.path}: {training['images']:,} training images of {training['owners']:,} owners, "
@@ -150,10 +154,10 @@ class Workspace:
         """
         return {
             "workspace": {"path": str(self.path), **self.settings.evidence()},
-            **queries.counts(self.ledger),
+            **queries.counts(self.published),
             "store": self._store_status(),
             "search": self._search(),
-            "runs": queries.last_runs(self.ledger),
+            "runs": queries.last_runs(self.published),
         }
 
     def recall(self) -> float | None:
@@ -163,7 +167,7 @@ class Workspace:
 
     def stale(self) -> int:
         """Generated images whose evidence is from another training set than today's; `update` repairs them."""
-        return queries.stale(self.ledger)
+        return queries.stale(self.published)
 
     # -- the main job --------------------------------------------------------------------------------
 
@@ -184,7 +188,7 @@ class Workspace:
         from gmv_qdrant.images.sources import open_sources
         from gmv_qdrant.pipeline.ingest import ingest
 
-        if "adopted" in self.ledger.meta():
+        if "adopted" in self.published.meta():
             raise SettingsError(
                 f"the collection {self.settings.collection!r} was adopted: add images where it is filled, and then run "
                 "'gmv-qdrant adopt' again"
@@ -260,7 +264,7 @@ class Workspace:
 
         selection = Selection(owner, uri, tuple(ids))
         if dry_run:
-            return {"verb": "withdraw", "dry_run": True, **preview_withdrawal(self.ledger, selection)}
+            return {"verb": "withdraw", "dry_run": True, **preview_withdrawal(self.published, selection)}
         with self._run("withdraw", networks=False) as (context, run):
             withdraw(context, run, selection)
         return run.summary()
@@ -298,32 +302,34 @@ class Workspace:
         rule: ``shares`` (the paper), ``owner-shapley`` (groups) or ``knn-shapley`` (images).
         interval: percent; adds ``low`` and ``high``, a bootstrap over the generated images.
         """
-        return self._relation(queries.credits(self.ledger, by, self._function(function), top, rule, interval))
+        return self._relation(
+            queries.credits(self.published, by, self._function(function), top, rule, interval)
+        )
 
     def effective_contributors(self, **function: Unpack[ValueOptions]) -> float | None:
         """Mean effective number of contributors of a generated image; None when none was valued."""
-        return queries.effective_contributors(self.ledger, self._function(function))
+        return queries.effective_contributors(self.published, self._function(function))
 
     def explain(self, image: str, **function: Unpack[ValueOptions]) -> tuple[str, Relation]:
         """A generated image's contributors, or a training image's beneficiaries."""
-        kind, table = queries.explain(self.ledger, image, self._function(function))
+        kind, table = queries.explain(self.published, image, self._function(function))
         return kind, self._relation(table)
 
     def picture(self, image: str, target: str | Path, **function: Unpack[ValueOptions]) -> Path:
         """Write a contact sheet: the image beside its contributors or beneficiaries, as `explain` lists them."""
         from gmv_qdrant.report.sheet import write_sheet
 
-        return write_sheet(self.path, self.ledger, image, self._function(function), Path(target))
+        return write_sheet(self.path, self.published, image, self._function(function), Path(target))
 
     def sql(self, query: str) -> Relation:
         """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network."""
-        return self._relation(queries.sql(self.ledger, query))
+        return self._relation(self.published.restricted().query(query))
 
     def export(
         self, directory: str | Path, *, file_format: str = "parquet", **function: Unpack[ValueOptions]
     ) -> list[Path]:
         """Write values, contributions, sources and generated images as Parquet or CSV; returns the files."""
-        return queries.export(self.ledger, Path(directory), self._function(function), file_format)
+        return queries.export(self.published, Path(directory), self._function(function), file_format)
 
     def report(
         self, target: str | Path, *, title: str | None = None, **function: Unpack[ValueOptions]
@@ -333,7 +339,7 @@ class Workspace:
 
         value_function = self._function(function)
         return write_report(
-            self.path, self.ledger, self.settings.evidence(), value_function, Path(target), title
+            self.path, self.published, self.settings.evidence(), value_function, Path(target), title
         )
 
     def serve(
@@ -354,7 +360,7 @@ class Workspace:
         from gmv_qdrant.web.server import serve
 
         app = application(
-            self.path, self.ledger, self.settings, host, root_path=root_path, allowed_hosts=allowed_hosts
+            self.path, self.published, self.settings, host, root_path=root_path, allowed_hosts=allowed_hosts
         )
         return serve(app, host, port, tell=tell)
 
@@ -390,7 +396,7 @@ class Workspace:
         """
         from gmv_qdrant.evaluation.evaluate import evaluate
 
-        return evaluate(self.ledger, criterion, self._function(function), **(options or {}))
+        return evaluate(self.published, criterion, self._function(function), **(options or {}))
 
     def import_scores(
         self,
@@ -410,7 +416,7 @@ class Workspace:
         from gmv_qdrant.evaluation.importing import import_scores
 
         return import_scores(
-            self.ledger,
+            self.published,
             self.settings,
             Path(file),
             Path(into).absolute(),
@@ -441,7 +447,7 @@ class Workspace:
             raise SettingsError(
                 "a payout goes to owners or other groups, not to images: see 'credits --by image'"
             )
-        table = queries.credits(self.ledger, by, self._function(function), None, rule)
+        table = queries.credits(self.published, by, self._function(function), None, rule)
         found = zip(table.column(0).to_pylist(), table["value"].to_pylist(), strict=True)
         return payout(by, list(found), budget, floor=floor, exclude=exclude)
 
@@ -479,7 +485,7 @@ class Workspace:
             folder.make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})
             given = {name: value for name, value in given.items() if name not in IMMUTABLE_SETTINGS}
         elif given.get("tenant"):  # a value may be a number there and text here
-            tenant = json.loads(Ledger.open(root / "ledger.duckdb").meta()["settings"])["tenant"]
+            tenant = json.loads(Published(root / PUBLISHED).meta()["settings"])["tenant"]
             if _words(tenant) == _words(given["tenant"]):
                 given["tenant"] = tenant
         workspace = cls(root, progress=progress, **given)
@@ -510,7 +516,7 @@ class Workspace:
         from gmv_qdrant.evaluation.importing import refuse_if_imported
         from gmv_qdrant.pipeline.recovery import recover
 
-        refuse_if_imported(self.ledger, verb)
+        refuse_if_imported(self.published, verb)
         with self._alone() as context:
             if networks:
                 context.write_fingerprint()
@@ -528,7 +534,8 @@ class Workspace:
             folder.restore_settings(self.path, self.settings)
             context = Context(self.path, self.settings, self.ledger, self._progress or NullProgress())
             try:
-                yield context
+                with self.ledger.held():
+                    yield context
             finally:
                 context.close()
 
@@ -537,7 +544,7 @@ class Workspace:
     ) -> dict[str, Any]:
         """Ask again for what is in quarantine, request by request; the counts are those of all together."""
         summary: dict[str, Any] = {"verb": verb, "seconds": {}}
-        for request, uris in queries.quarantined_requests(self.ledger, verb):
+        for request, uris in queries.quarantined_requests(self.published, verb):
             try:
                 part = again(request, uris)
             except SourceError:  # the whole path is gone by now: its inputs stay in quarantine
@@ -550,20 +557,20 @@ class Workspace:
         return summary
 
     def _function(self, options: ValueOptions) -> ValueFunction:
-        return queries.value_function(self.ledger, **options)
+        return queries.value_function(self.published, **options)
 
     def _relation(self, table: Any) -> Relation:
-        return self._memory.from_arrow(table)
+        return self._memory.cursor().from_arrow(table)  # each may be read, or left half read, by itself
 
     def _search(self) -> dict[str, Any]:
-        return dict(json.loads(self.ledger.meta().get("search", "{}")))
+        return dict(json.loads(self.published.meta().get("search", "{}")))
 
     def _store_status(self) -> dict[str, Any]:
         """Read off the disk, so that it also answers while a run writes."""
         from gmv_qdrant.vectors.embedded.segments import read_status
         from gmv_qdrant.vectors.protocol import CollectionSpec
 
-        shape = self.ledger.meta().get("recall_shape")
+        shape = self.published.meta().get("recall_shape")
         if shape is None:
             return {"state": "nothing was ingested yet"}
         kept = self.settings
@@ -587,14 +594,14 @@ class Workspace:
                 return {
                     **found,
                     "points_without_vector": store.lacking(),
-                    "adopted": "adopted" in self.ledger.meta(),
+                    "adopted": "adopted" in self.published.meta(),
                 }
         except StoreError as error:
             return {"engine": "server", "state": "unavailable", "error": str(error)}
 
     def _believed(self) -> bool:
         """Whether the encoder of an adopted collection has been proven."""
-        return "cosine" in json.loads(self.ledger.meta()["adopted"])
+        return "cosine" in json.loads(self.published.meta()["adopted"])
 
 
 def _words(tenant: Mapping[str, Any]) -> dict[str, str]:

@@ -49,12 +49,12 @@ def main(workspace: Workspace) -> None:
     }
     for name, select in selects.items():
         print(f"bare SQL, {name:<28}{seconds(lambda: workspace.sql(select).fetchall()):8.2f} s")  # noqa: B023
-    print(f"snapshot{'':<30}{seconds(lambda: Snapshot.take(workspace.ledger, ValueFunction())):8.2f} s")
+    print(f"snapshot{'':<30}{seconds(lambda: Snapshot.take(workspace.published, ValueFunction())):8.2f} s")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "report.html"
         taken = seconds(lambda: workspace.report(target))
         print(f"report{'':<32}{taken:8.2f} s  {target.stat().st_size / 1024:,.0f} KB")
-    app = application(workspace.path, workspace.ledger, workspace.settings)
+    app = application(workspace.path, workspace.published, workspace.settings)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()

@@ -63,7 +63,7 @@ def shoot(
 
 def main(workspace: Workspace, image: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    app = application(workspace.path, workspace.ledger, workspace.settings)
+    app = application(workspace.path, workspace.published, workspace.settings)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()

@@ -26,19 +26,18 @@ def synthetic(
     uri = f"{folder}/files/"
     with workspace.ledger.write() as con:
         con.execute(
-            f"""INSERT INTO training SELECT i, 'point-' || i, NULL, 'label ' || i % 10, 8, 8, 1, NULL, NULL, NULL, NULL
-            FROM range(1, {training + 1}) r(i)"""
+            f"""INSERT INTO training (training_key, point_id, label, width, height, version_added)
+            SELECT i, 'point-' || i, 'label ' || i % 10, 8, 8, 1 FROM range(1, {training + 1}) r(i)"""
         )
         con.execute(
-            f"""INSERT INTO sources SELECT i, '{uri}training-' || i || '.png', 'owner ' || i % {owners},
-            'label ' || i % 10, NULL, NULL, NULL, NULL FROM range(1, {training + 1}) r(i)"""
+            f"""INSERT INTO sources (training_key, uri, owner, label)
+            SELECT i, '{uri}training-' || i || '.png', 'owner ' || i % {owners}, 'label ' || i % 10 FROM range(1, {training + 1})
+            r(i)"""
         )
         con.execute(
-            f"""INSERT INTO generated (generated_key, point_id, content_hash, uri,
-            batch, label, quality, recall_radius, version_valued)
-            SELECT j, 'made-' || j, 'hash-' || j, '{uri}generated-' || j || '.png',
-            'batch ' || j % 2, 'label ' || j % 10, 0.1 + 0.8 * (hash(j) % 1000) / 1000, 1.0, 1
-            FROM range(1, {generated + 1}) r(j)"""
+            f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, label, quality, recall_radius,
+            version_valued) SELECT j, 'made-' || j, 'hash-' || j, '{uri}generated-' || j || '.png', 'batch ' || j % 2,
+            'label ' || j % 10, 0.1 + 0.8 * (hash(j) % 1000) / 1000, 1.0, 1 FROM range(1, {generated + 1}) r(j)"""
         )
         con.execute(
             f"""INSERT INTO matches (generated_key, training_key, rank, distance, view)

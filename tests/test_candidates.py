@@ -203,4 +203,4 @@ def test_two_views_stay_exact(folder: Path) -> None:
 
 def test_a_fresh_ledger_needs_no_upgrade(folder: Path) -> None:
     Ledger.create(folder / "ledger.duckdb")
-    assert Ledger.open(folder / "ledger.duckdb").meta()["schema_version"] == SCHEMA_VERSION
+    assert Ledger(folder / "ledger.duckdb").meta()["schema_version"] == SCHEMA_VERSION

@@ -123,7 +123,7 @@ def test_no_quality_is_shown_as_no_quality(tmp_path: Path) -> None:
 def test_figures_are_those_of_sql(tmp_path: Path) -> None:
     workspace = synthetic(tmp_path / "w", generated=50, training=60, owners=4)
     function = ValueFunction(k=7, temperature=0.1, batch="batch 1")
-    snapshot = Snapshot.take(workspace.ledger, function)
+    snapshot = Snapshot.take(workspace.published, function)
     arguments = {"k": 7, "temperature": 0.1, "batch": "batch 1"}
     owners = {row["name"]: row["value"] for row in snapshot.owners()}
     assert owners == dict(workspace.credits("owner", **arguments).project("owner, value").fetchall())
@@ -154,8 +154,8 @@ def test_hostile_names_stay_text(tmp_path: Path, hostile: str) -> None:
     assert hostile in "".join(parsed.text)
     assert "<img src=x" not in html
     assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
-    assert queries.training_keys(workspace.ledger, owner=hostile).num_rows == 10
-    assert queries.training_keys(workspace.ledger, named=hostile).num_rows == 10
+    assert queries.training_keys(workspace.published, owner=hostile).num_rows == 10
+    assert queries.training_keys(workspace.published, named=hostile).num_rows == 10
     assert workspace.sql("SELECT count(*) FROM training").fetchall() == [(10,)]
 
 

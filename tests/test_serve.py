@@ -40,7 +40,7 @@ FLAGS = (
 @contextlib.contextmanager
 def served(workspace: Workspace, host: str = "127.0.0.1", **options: Any) -> Iterator[tuple[int, Any]]:
     """The pages on a free port of loopback; ``host`` is where the guard believes they are."""
-    pages = app.application(workspace.path, workspace.ledger, workspace.settings, host, **options)
+    pages = app.application(workspace.path, workspace.published, workspace.settings, host, **options)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(pages, log_level="error", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from gmv_qdrant.evaluation.probes import Recipe, make_probe, recipes
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.records import Record, content_hash
 from gmv_qdrant.images.sources import read_uri
-from gmv_qdrant.ledger.database import insert
+from gmv_qdrant.ledger.database import insert, utc_now
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.loading import Embedder, Loaded
@@ -90,7 +89,7 @@ def calibrate(
                 "temperature": [found.temperature],
                 "null_distance": [found.null_distance],
                 "relative": [False],
-                "fitted_at": [datetime.now(UTC)],
+                "fitted_at": [utc_now()],
                 "settings": [
                     json.dumps(
                         {"probes": probes, "seed": seed, "k": k, "training_version": run.training_version}

@@ -18,14 +18,14 @@ from gmv_qdrant.evaluation.calibration import parent_figures
 from gmv_qdrant.evaluation.criteria import Figures
 from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.parents import known_parents
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import ValueFunction, counts, value_function
 
 KS = (30, 50, 100)
 """k of Tables 2 and 7."""
 
 
-def identical_class(ledger: Ledger, function: ValueFunction, *, ks: Sequence[int] = KS) -> Figures:
+def identical_class(ledger: Readable, function: ValueFunction, *, ks: Sequence[int] = KS) -> Figures:
     """C1: the share of the k contributors that have the generated image's label, for several k (Tables 2, 7, 9).
 
     It doesn't depend on the value function but for its batch: rho counts contributors, not credit.
@@ -35,7 +35,7 @@ def identical_class(ledger: Ledger, function: ValueFunction, *, ks: Sequence[int
 
 
 def attributes(
-    ledger: Ledger,
+    ledger: Readable,
     function: ValueFunction,
     *,
     names: Sequence[str] = (),
@@ -68,14 +68,14 @@ def _ks(ks: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(ks)))
 
 
-def ood(ledger: Ledger, function: ValueFunction, *, group: Group) -> Figures:
+def ood(ledger: Readable, function: ValueFunction, *, group: Group) -> Figures:
     """C3: whether the training images of ``group`` (corrupted ones) have the lowest values (Fig. 5)."""
     values = evidence.values(ledger, function)
     return criteria.out_of_distribution(values, evidence.members(ledger, values.keys, group))
 
 
 def membership(
-    ledger: Ledger, function: ValueFunction, *, group: Group, held_out: Group | None = None
+    ledger: Readable, function: ValueFunction, *, group: Group, held_out: Group | None = None
 ) -> Figures:
     """App. D: whether the images of ``group``, that a generator was trained on, are worth more than held-out
     ones (Table 6).
@@ -90,7 +90,7 @@ def membership(
 
 
 def _trained_share(
-    ledger: Ledger, function: ValueFunction, keys: np.ndarray, trained: np.ndarray, others: np.ndarray
+    ledger: Readable, function: ValueFunction, keys: np.ndarray, trained: np.ndarray, others: np.ndarray
 ) -> np.ndarray:
     """float64 ``(m,)``: the trained images' part of the credit that either group has of a generated image."""
     mine = evidence.credit_of(ledger, function, keys[trained])
@@ -100,7 +100,7 @@ def _trained_share(
 
 
 def sensitivity(
-    ledger: Ledger,
+    ledger: Readable,
     function: ValueFunction,
     *,
     sizes: Sequence[int] = (1, 10, 30, 50),
@@ -124,7 +124,7 @@ def sensitivity(
     return {"k": k, "label": label, **criteria.sensitivity(rates, sorted(set(sizes)), repeats, seed)}
 
 
-def calibration(ledger: Ledger, function: ValueFunction, *, group: Group | None = None) -> Figures:
+def calibration(ledger: Readable, function: ValueFunction, *, group: Group | None = None) -> Figures:
     """App. I: scores of the first three contributors with and without q (Fig. 8), and C3 both ways (Fig. 9).
 
     group: the corrupted training images; None leaves C3 out.
@@ -149,13 +149,13 @@ def calibration(ledger: Ledger, function: ValueFunction, *, group: Group | None 
     return found
 
 
-def efficiency(ledger: Ledger, function: ValueFunction) -> Figures:
+def efficiency(ledger: Readable, function: ValueFunction) -> Figures:
     """C4: seconds per generated (and per training) image by phase, over all finished runs (Table 4)."""
     sizes = counts(ledger)
     return {**criteria.efficiency(evidence.runs(ledger)), "training_images": sizes["training"]["images"]}
 
 
-def parents(ledger: Ledger, function: ValueFunction, *, calibrations: Sequence[str] = ()) -> Figures:
+def parents(ledger: Readable, function: ValueFunction, *, calibrations: Sequence[str] = ()) -> Figures:
     """Where the credit of generated images goes whose parents are known: a row for the paper's formula, one for
     ``function`` where it differs, and one for each calibration."""
     known = known_parents(ledger, function.batch)
@@ -196,7 +196,7 @@ CRITERIA: dict[str, Callable[..., Figures]] = {
 }
 
 
-def evaluate(ledger: Ledger, criterion: str, function: ValueFunction, **options: Any) -> Figures:
+def evaluate(ledger: Readable, criterion: str, function: ValueFunction, **options: Any) -> Figures:
     """Figures of one criterion by its name. Raises `SettingsError` for an unknown one."""
     if criterion not in CRITERIA:
         raise SettingsError(f"there is no criterion {criterion!r}: there are {', '.join(CRITERIA)}")

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.ledger.queries import ValueFunction, literal
+from gmv_qdrant.ledger.database import Readable, literal
+from gmv_qdrant.ledger.queries import ValueFunction
 
 TRUE = "('1', '1.0', 'true', 't', 'yes', 'y')"
 """What counts as yes in an attribute, whatever its case."""
@@ -51,7 +51,7 @@ class Agreement:
     without: int
 
 
-def agreement(ledger: Ledger, fields: Sequence[str], ks: Sequence[int], batch: str | None) -> Agreement:
+def agreement(ledger: Readable, fields: Sequence[str], ks: Sequence[int], batch: str | None) -> Agreement:
     """How many of the k nearest have the same label or attributes as the generated image, for each image and k.
 
     A training image that lacks a field doesn't agree.
@@ -128,7 +128,7 @@ class Values:
     nearest: np.ndarray
 
 
-def values(ledger: Ledger, function: ValueFunction) -> Values:
+def values(ledger: Readable, function: ValueFunction) -> Values:
     """Values, and the smallest distances over all candidates. Raises `SettingsError` when nothing was valued."""
     table = ledger.query(
         f"""
@@ -145,7 +145,7 @@ def values(ledger: Ledger, function: ValueFunction) -> Values:
     return found
 
 
-def members(ledger: Ledger, keys: np.ndarray, group: Group) -> np.ndarray:
+def members(ledger: Readable, keys: np.ndarray, group: Group) -> np.ndarray:
     """bool: which of the training images with these (ascending) keys belong to a group.
 
     Raises `SettingsError` when none does, or for a name that no training image has.
@@ -163,7 +163,7 @@ def members(ledger: Ledger, keys: np.ndarray, group: Group) -> np.ndarray:
     return np.isin(keys, found["key"].to_numpy())
 
 
-def _by_attribute(ledger: Ledger, text: str) -> pa.Table:
+def _by_attribute(ledger: Readable, text: str) -> pa.Table:
     name, given, wanted = text.partition("=")
     own = "label" if name == "label" else f"json_extract_string(attributes, {literal(_path(name))})"
     rule = f"= {literal(wanted)}" if given else f"IN {TRUE}"
@@ -181,7 +181,7 @@ def _by_attribute(ledger: Ledger, text: str) -> pa.Table:
     raise SettingsError(f"the attribute {text!r} picks no training image: {have}")
 
 
-def resolve(ledger: Ledger, names: Sequence[str], kind: str = "training") -> dict[str, int]:
+def resolve(ledger: Readable, names: Sequence[str], kind: str = "training") -> dict[str, int]:
     """Key of the training (or generated) image that goes by each name: URI, end of a URI, id or content hash.
 
     Raises `SettingsError` for names that nothing, or more than one image, goes by.
@@ -223,7 +223,7 @@ def resolve(ledger: Ledger, names: Sequence[str], kind: str = "training") -> dic
 # -- contributions -----------------------------------------------------------------------------------
 
 
-def credit_of(ledger: Ledger, function: ValueFunction, keys: np.ndarray) -> np.ndarray:
+def credit_of(ledger: Readable, function: ValueFunction, keys: np.ndarray) -> np.ndarray:
     """float64 ``(m,)``: the share of each generated image's credit that goes to the training images with these keys."""
     table = ledger.query(
         f"""SELECT sum(contribution) FILTER (WHERE mine.key IS NOT NULL) / sum(contribution) AS share
@@ -235,7 +235,7 @@ def credit_of(ledger: Ledger, function: ValueFunction, keys: np.ndarray) -> np.n
     return shares
 
 
-def top_scores(ledger: Ledger, function: ValueFunction, ranks: int) -> np.ndarray:
+def top_scores(ledger: Readable, function: ValueFunction, ranks: int) -> np.ndarray:
     """float64 ``(m, ranks)``: contributions of the nearest, second, third... training image of each generated image."""
     columns = ", ".join(f"sum(contribution) FILTER (WHERE rank = {r}) AS r{r}" for r in range(1, ranks + 1))
     table = ledger.query(
@@ -244,7 +244,7 @@ def top_scores(ledger: Ledger, function: ValueFunction, ranks: int) -> np.ndarra
     return np.column_stack([table[f"r{r}"].fill_null(0.0).to_numpy() for r in range(1, ranks + 1)])
 
 
-def runs(ledger: Ledger) -> list[dict[str, Any]]:
+def runs(ledger: Readable) -> list[dict[str, Any]]:
     """Finished runs, oldest first; counts and timings are JSON text."""
     table = ledger.query(
         "SELECT verb, started_at, counts, timings FROM runs WHERE status = 'done' ORDER BY started_at"

@@ -27,7 +27,7 @@ import pyarrow as pa
 from gmv_qdrant import folder
 from gmv_qdrant.errors import FingerprintMismatch, SettingsError, SourceError
 from gmv_qdrant.evaluation.evidence import resolve
-from gmv_qdrant.ledger.database import Ledger, insert
+from gmv_qdrant.ledger.database import Ledger, Readable, insert
 from gmv_qdrant.ledger.runs import recorded
 from gmv_qdrant.settings import Settings
 
@@ -36,7 +36,7 @@ _COPIED = ("training", "sources", "generated")
 
 
 def import_scores(
-    ledger: Ledger,
+    ledger: Readable,
     settings: Settings,
     file: Path,
     into: Path,
@@ -106,7 +106,7 @@ def _read(file: Path) -> pa.Table:
         ) from None
 
 
-def _keys(ledger: Ledger, names: pa.ChunkedArray, kind: str) -> np.ndarray:
+def _keys(ledger: Readable, names: pa.ChunkedArray, kind: str) -> np.ndarray:
     """int64: the key of each name, each distinct one looked up once."""
     encoded = names.combine_chunks().dictionary_encode()
     if encoded.null_count:
@@ -141,7 +141,7 @@ def _distances(
 
 
 def _write(
-    ledger: Ledger,
+    ledger: Readable,
     settings: Settings,
     into: Path,
     kept: dict[str, pa.Array],
@@ -191,7 +191,7 @@ def _write(
     )
 
 
-def refuse_if_imported(ledger: Ledger, verb: str) -> None:
+def refuse_if_imported(ledger: Readable, verb: str) -> None:
     """Imported evidence is of another kind than ours, and they can't be added up."""
     if kept := ledger.meta().get("imported"):
         method = json.loads(kept)["method"]

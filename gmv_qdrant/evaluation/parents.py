@@ -15,8 +15,7 @@ import numpy as np
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation.evidence import resolve
-from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.ledger.queries import literal
+from gmv_qdrant.ledger.database import Readable, literal
 
 _COLUMN = re.compile(r"(parent|weight)(\d*)")
 
@@ -80,7 +79,7 @@ def _listed(attributes: dict[str, Any], column: str) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def known_parents(ledger: Ledger, batch: str | None) -> KnownParents:
+def known_parents(ledger: Readable, batch: str | None) -> KnownParents:
     """The evidence of the generated images that name their parents.
 
     Raises `SettingsError` when none does, and for a parent that isn't a training image.

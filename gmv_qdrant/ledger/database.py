@@ -1,7 +1,8 @@
-"""The DuckDB file: connections held briefly, one transaction per batch, locks waited for.
+"""The ledger's file: one process writes it, in transactions; what it holds is published for everybody else.
 
-DuckDB lets one process write, or many read, never both. So nobody keeps the file open: a writer connects,
-commits one batch and lets go; a reader connects, fetches and lets go. Either waits for the other.
+DuckDB lets one process write a file, or many read it, never both. So nobody reads the file that is written: after each
+run, and now and then within a long one, it is copied to ``credits.duckdb`` (`Ledger.publish`), which
+`gmv_qdrant.ledger.publish.Published` and everybody's own tools read.
 """
 
 from __future__ import annotations
@@ -13,239 +14,318 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gmv_qdrant.errors import LedgerError, LedgerLocked
-from gmv_qdrant.ledger.gate import Gate
+from gmv_qdrant.files import sync_folder
 
 SCHEMA_VERSION = "1"
-READER_PATIENCE = 10.0
-"""Seconds that a reader waits for a batch to be committed."""
-WRITER_PATIENCE = 60.0
-"""Seconds that a writer waits for readers to finish."""
-
-# What SQL typed by a person may do: read this ledger, and nothing else.
-_LOCKED = {
-    "enable_external_access": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "lock_configuration": "true",
-}
-
-_UNWRITABLE = (
-    duckdb.IOException,
-    duckdb.FatalException,
-    duckdb.OutOfMemoryException,
-    duckdb.TransactionException,  # a commit that finds the disk full
-)
+STORAGE_VERSION = "v1.4.0"
+"""Of the files, whatever DuckDB writes them: version 1.4 and every later one reads them."""
+PUBLISHED = "credits.duckdb"
+"""The file that everybody reads, beside the ledger."""
+PUBLISH_EVERY = 300.0
+"""Seconds after which a run that goes on publishes what it has so far."""
+_COPIED = 8 << 20
+"""Bytes that are copied at once."""
 
 Connection = duckdb.DuckDBPyConnection
 
-_opening = threading.Lock()
+opening = threading.Lock()
 """Two threads that open one file at the same time get a connection without its functions (DuckDB 2.0)."""
 
 
-_Stamp = tuple[int, int, int, int]
-_TICK = 20_000_000
-"""Nanoseconds within which a file can change twice and keep its time."""
+class Readable(Protocol):
+    """What questions are put to: the published file, or, within a run, the ledger itself."""
 
+    @property
+    def path(self) -> Path: ...
 
-def _stamp(path: Path) -> _Stamp:
-    """What changes when anybody, in this process or another, has written the file or its log."""
-    try:
-        file, log = path.stat(), path.with_name(path.name + ".wal")
-        return (file.st_mtime_ns, file.st_size, file.st_ino, log.stat().st_mtime_ns if log.exists() else 0)
-    except OSError:  # its opening says what is wrong
-        return (time.time_ns(), 0, 0, 0)
+    def read(self) -> AbstractContextManager[Connection]:
+        """A connection to one state of the tables and macros."""
+        ...
 
+    def query(
+        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
+    ) -> pa.Table:
+        """Rows as an Arrow table; ``tables`` can be named in the SQL."""
+        ...
 
-def _is_busy(error: BaseException) -> bool:
-    """Somebody else has the file open in a way that excludes us; it passes."""
-    text = str(error)
-    words = (
-        "Could not set lock",
-        "different configuration",
-        "already attached",
-    )  # of processes, then of threads
-    return isinstance(error, duckdb.Error) and any(phrase in text for phrase in words)
+    def meta(self) -> dict[str, str]:
+        """All small facts."""
+        ...
 
-
-def _open(path: Path, read_only: bool, config: dict[str, Any]) -> Connection:
-    with _opening:
-        return duckdb.connect(str(path), read_only=read_only, config=config)
+    @property
+    def training_version(self) -> int: ...
 
 
 @cache
-def _macros() -> str:
-    return files(__package__).joinpath("credits.sql").read_text()
+def schema() -> str:
+    """SQL that makes the tables."""
+    return files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+@cache
+def macros() -> str:
+    """SQL that makes the value functions."""
+    return files(__package__).joinpath("credits.sql").read_text(encoding="utf-8")
+
+
+def digest_of_macros() -> str:
+    return hashlib.sha256(macros().encode()).hexdigest()
+
+
+def utc_now() -> datetime:
+    """The time as the ledger keeps it: UTC, without a zone, so that no setting of a machine can move it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def literal(value: str | float | bool | None) -> str:
+    """A value as SQL text: macro arguments can't be prepared parameters."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(float(value)) + "::DOUBLE" if isinstance(value, float) else str(value)
+
+
+BROKEN = (duckdb.Error, RuntimeError, ValueError, IndexError, MemoryError)
+"""What opening a damaged file may raise: DuckDB's own errors, and those of the C++ library below it."""
+
+
+@contextmanager
+def one_sentence(
+    path: Path, doing: str, way_out: str, errors: tuple[type[Exception], ...] = (duckdb.Error,)
+) -> Iterator[None]:
+    """What the engine raises in this block becomes a `LedgerError`: which file, what was done, why, the way out."""
+    try:
+        yield
+    except errors as error:
+        if "Could not set lock" in str(error):
+            raise LedgerLocked(
+                f"another program has {path} open: wait for it, or close it there (to look at the results, open "
+                f"{PUBLISHED}, and read-only)"
+            ) from error
+        raise LedgerError(f"{path} could not be {doing} ({_first_line(error)}): {way_out}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 class Ledger:
-    """One ledger file.
+    """One ledger file, for the process that writes.
 
-    Raises `LedgerLocked` when the other side holds the file for longer than the patience, and
-    `LedgerError` when the file isn't a ledger or has another schema version.
+    It is open while somebody uses it: for one transaction or question, or for a whole run within `held`.
+    Raises `LedgerLocked` when another program has the file open, and `LedgerError` when it isn't a ledger, is
+    damaged, or has another schema version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, publishes: bool = True) -> None:
         self.path = path
-        self._gate = Gate()
-        self._meta: tuple[_Stamp, dict[str, str]] | None = None
-        """What `meta` last said, and of which state of the file."""
+        self._publishes = publishes
+        self._lock = threading.RLock()
+        self._writing = threading.RLock()
+        self._con: Connection | None = None
+        self._file = -1
+        self._users = 0
+        self._runs = 0
+        self._unpublished = False
+        self._published_at = time.monotonic()
 
     @classmethod
-    def create(cls, path: Path) -> Ledger:
-        """Make an empty ledger: tables, and the macros that turn evidence into values."""
-        ledger = cls(path)
+    def create(cls, path: Path, *, publish: bool = True, **meta: object) -> Ledger:
+        """Make an empty ledger, published unless told otherwise: tables, value functions, small facts."""
+        with one_sentence(path, "made", "make room, or choose another folder"):
+            _create(path)
+        ledger = cls(path, publishes=publish)
         with ledger.write() as con:
-            con.execute(files(__package__).joinpath("schema.sql").read_text())
-            ledger.set_meta(con, schema_version=SCHEMA_VERSION, training_version=0)
+            con.execute(schema())
+            ledger.set_meta(con, schema_version=SCHEMA_VERSION, **{"training_version": 0, **meta})
             ledger._write_macros(con)
         return ledger
 
     def _write_macros(self, con: Connection) -> None:
-        con.execute(_macros())
-        self.set_meta(con, macros=_digest(_macros()))
-
-    @classmethod
-    def open(cls, path: Path) -> Ledger:
-        if not path.is_file():
-            raise LedgerError(f"there is no ledger at {path}: make the workspace with 'gmv-qdrant init'")
-        ledger = cls(path)
-        try:
-            meta = ledger.meta()
-        except duckdb.Error as error:
-            raise LedgerError(f"{path} is not a ledger of this tool: {error}") from error
-        version = meta.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise LedgerError(
-                f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
-                "use the version of gmv-qdrant that made it, or start another workspace"
-            )
-        if meta.get("macros") != _digest(_macros()):  # it was made by a version with other value functions
-            with ledger.write() as con:
-                ledger._write_macros(con)
-        return ledger
+        con.execute(macros())
+        self.set_meta(con, macros=digest_of_macros())
 
     # -- connections ---------------------------------------------------------------------------------
 
-    def _connect(self, patience: float, *, read_only: bool, locked: bool = False) -> Connection:
-        retrying = Retrying(
-            retry=retry_if_exception(_is_busy),
-            wait=wait_random_exponential(multiplier=0.02, max=0.5),
-            stop=stop_after_delay(patience),
-        )
+    @contextmanager
+    def _opened(self) -> Iterator[Connection]:
+        """The one connection: who comes first opens it, who leaves last closes it."""
+        with self._lock:
+            if self._con is None:
+                self._open()
+            self._users += 1
+            con = self._con
+        assert con is not None
         try:
-            config: dict[str, Any] = dict(_LOCKED) if locked else {}
-            return retrying(_open, self.path, read_only, config)
-        except RetryError as error:
-            doing = "writing to" if read_only else "using"
-            raise LedgerLocked(
-                f"another process has been {doing} the ledger {self.path} for over {patience:g} s: "
-                "try again when it has finished"
-            ) from error.last_attempt.exception()
-        except duckdb.IOException as error:
-            raise LedgerError(f"the ledger {self.path} cannot be opened: {error}") from error
+            yield con
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._close()
+
+    def _open(self) -> None:
+        with one_sentence(self.path, "opened", _REPAIR, BROKEN):
+            with opening:
+                self._con = duckdb.connect(str(self.path))
+                self._con.execute("SET GLOBAL TimeZone = 'UTC'")  # for times that come with a zone
+            # held until the connection is closed: closing any handle of a file ends this process's locks on it
+            self._file = os.open(self.path, os.O_RDONLY)
+
+    def _close(self) -> None:
+        con, self._con = self._con, None
+        with one_sentence(self.path, "closed", _REPAIR):
+            if con is not None:
+                con.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the file open for a run, with the value functions of today, and publish at its end what it wrote."""
+        if not self.path.is_file():
+            raise LedgerError(f"there is no ledger at {self.path}: make the workspace with 'gmv-qdrant init'")
+        with self._opened():
+            self._runs += 1
+            try:
+                meta = self.meta()
+                check_schema(self.path, meta)
+                if meta.get("macros") != digest_of_macros():  # of a version with other value functions
+                    with self.write() as con:
+                        self._write_macros(con)
+                yield
+            except BaseException:
+                self._runs -= 1
+                with contextlib.suppress(LedgerError):  # the error that ended the run is the one to tell
+                    self._publish_what_is_new()
+                raise
+            self._runs -= 1
+            self._publish_what_is_new()
+
+    def _publish_what_is_new(self) -> None:
+        if self._runs == 0 and (self._unpublished or not self.path.with_name(PUBLISHED).exists()):
+            self.publish()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection to what is committed now."""
+        with self._opened() as con, one_sentence(self.path, "read", _REPAIR), con.cursor() as cursor:
+            yield cursor
+
+    def query(
+        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
+    ) -> pa.Table:
+        """Rows of one question as an Arrow table; ``tables`` can be named in the SQL."""
+        with self.read() as con:
+            return arrow(con, sql, parameters, **tables)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: committed at the end of the block, rolled back on any error."""
-        with self._gate.writing(WRITER_PATIENCE):
-            con = self._connect(WRITER_PATIENCE, read_only=False)
-            try:
-                con.execute("BEGIN TRANSACTION")
+        """One transaction: committed at the end of the block, rolled back on any error; one at a time.
+
+        It is published at once, but within a run (`held`) now and then, and at the end.
+        """
+        with self._opened() as con:
+            with self._writing, one_sentence(self.path, "written", _NOT_KEPT), con.cursor() as cursor:
+                cursor.execute("BEGIN TRANSACTION")
                 try:
-                    yield con
+                    yield cursor
                 except BaseException:
                     with contextlib.suppress(duckdb.Error):  # a full disk may have closed the database
-                        con.execute("ROLLBACK")
+                        cursor.execute("ROLLBACK")
                     raise
-                con.execute("COMMIT")
-                self._meta = None
-            except _UNWRITABLE as error:
+                cursor.execute("COMMIT")
+                self._unpublished = True
+            if self._runs == 0:
+                self.publish()
+            elif time.monotonic() - self._published_at > PUBLISH_EVERY:
+                self._published_at = time.monotonic()
+                with contextlib.suppress(LedgerError):  # the run goes on; its end says what is wrong
+                    self.publish()
+
+    # -- the file itself -----------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Copy what is committed to ``credits.duckdb``, whole or not at all: readers go over to it when they ask next.
+
+        Raises `LedgerError` when there is no room; what was published before then stays.
+        """
+        if not self._publishes:
+            return
+        target = self.path.with_name(PUBLISHED)
+        partial = target.with_name(target.name + ".partial")
+        with self._writing, self._opened() as con:
+            with one_sentence(self.path, "written", _NOT_KEPT), con.cursor() as cursor:
+                self.set_meta(cursor, published_at=utc_now().isoformat(timespec="seconds"))
+                cursor.execute("CHECKPOINT")
+            try:
+                partial.unlink(missing_ok=True)
+                _copy(self._file, partial)
+                partial.chmod(
+                    0o444
+                )  # so that nobody writes to it, or holds it against its readers, by mistake
+                partial.replace(target)
+                sync_folder(target.parent)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
                 raise LedgerError(
-                    f"the ledger {self.path} could not be written ({_first_line(error)}): nothing of this batch "
-                    "was kept, all before it is safe; make room and run the command again"
+                    f"{target} could not be written ({error.strerror}), so questions are answered from the state "
+                    "before: the ledger itself is safe; make room and run any command that writes, such as "
+                    "'gmv-qdrant update'"
                 ) from error
-            finally:
-                con.close()
+            self._unpublished, self._published_at = False, time.monotonic()
 
     def rewrite(self) -> None:
         """Write the file anew: DuckDB leaves the bytes of deleted rows in blocks that it has freed."""
         fresh = self.path.with_suffix(".rewriting")
         for leftover in (fresh, fresh.with_name(fresh.name + ".wal")):
             leftover.unlink(missing_ok=True)
-        with self._gate.writing(WRITER_PATIENCE):
-            con = self._connect(WRITER_PATIENCE, read_only=False)
-            try:
-                con.execute("CHECKPOINT")
-                con.execute(f"ATTACH '{str(fresh).replace(chr(39), chr(39) * 2)}' AS fresh")
-                mine = con.execute("SELECT current_database()").fetchall()[0][0]
-                con.execute(f'COPY FROM DATABASE "{mine}" TO fresh')
-                con.execute("DETACH fresh")
-            except duckdb.Error as error:
-                fresh.unlink(missing_ok=True)
-                raise LedgerError(
-                    f"the ledger {self.path} could not be written anew ({_first_line(error)}): its rows are safe; "
-                    "make room and run the command again"
-                ) from error
-            finally:
-                con.close()
+        with self._writing, self._lock, self._opened() as con:
+            assert self._users == self._runs + 1, "no other thread may use the file while it is replaced"
+            with one_sentence(
+                self.path, "written anew", "its rows are safe; make room and run the command again"
+            ):
+                try:
+                    con.execute("CHECKPOINT")
+                    con.execute(
+                        f"ATTACH {literal(str(fresh))} AS fresh (STORAGE_VERSION '{STORAGE_VERSION}')"
+                    )
+                    mine = str(con.execute("SELECT current_database()").fetchall()[0][0])
+                    con.execute(f'COPY FROM DATABASE "{mine}" TO fresh')
+                    con.execute("DETACH fresh")
+                except BaseException:
+                    fresh.unlink(missing_ok=True)
+                    raise
             with fresh.open("rb") as file:
                 os.fsync(file.fileno())
+            self._close()
             fresh.replace(self.path)
-
-    @contextmanager
-    def read(self, *, locked: bool = False) -> Iterator[Connection]:
-        """A read-only connection; keep the block short, a writer may be waiting.
-
-        locked: for SQL typed by a person: no files, no network, no change of settings.
-        """
-        with self._gate.reading(READER_PATIENCE):
-            con = self._connect(READER_PATIENCE, read_only=True, locked=locked)
-            try:
-                yield con
-            finally:
-                con.close()
-
-    def query(
-        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
-    ) -> pa.Table:
-        """Rows of one read as an Arrow table; ``tables`` can be named in the SQL."""
-        with self.read() as con:
-            for name, table in tables.items():
-                con.register(name, table)
-            return con.sql(sql, params=parameters or None).to_arrow_table()
+            sync_folder(self.path.parent)
+            self._open()
+            self._unpublished = True
 
     # -- small facts ---------------------------------------------------------------------------------
 
     def meta(self) -> dict[str, str]:
-        """All small facts; the file is only opened when it has changed since they were read."""
-        stamp = _stamp(self.path)
-        if self._meta is None or self._meta[0] != stamp:
-            with self.read() as con:
-                found = dict(con.execute("SELECT key, value FROM meta").fetchall())
-            self._meta = None
-            if time.time_ns() - stamp[0] > _TICK:  # else it may change again and look the same
-                self._meta = stamp, found
-            return found
-        return dict(self._meta[1])
+        """All small facts."""
+        with self.read() as con:
+            return read_meta(self.path, con)
 
     @staticmethod
     def set_meta(con: Connection, **values: object) -> None:
@@ -257,6 +337,60 @@ class Ledger:
     def training_version(self) -> int:
         """The version of the training set: 0 when nothing was ever ingested."""
         return int(self.meta()["training_version"])
+
+
+_REPAIR = (
+    f"if it is damaged, put a copy of {PUBLISHED} in its place, which has the state after the last run, and run "
+    "'gmv-qdrant check'"
+)
+_NOT_KEPT = "nothing of this batch was kept, all before it is safe; make room and run the command again"
+
+
+def _create(path: Path) -> None:
+    """An empty file in the pinned format; a plain connection would take the newest that this DuckDB knows."""
+    if not path.exists():  # a log without its file is left by an init that was killed
+        path.with_name(path.name + ".wal").unlink(missing_ok=True)
+    with duckdb.connect(":memory:") as con:
+        con.execute(f"ATTACH {literal(str(path))} AS fresh (STORAGE_VERSION '{STORAGE_VERSION}')")
+        con.execute("CHECKPOINT fresh")
+
+
+def _copy(source: int, target: Path) -> None:
+    """Copy an open file, and return when the copy is safe."""
+    with target.open("xb") as copy:
+        place = 0
+        while block := os.pread(source, _COPIED, place):
+            copy.write(block)
+            place += len(block)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def check_schema(path: Path, meta: dict[str, str]) -> None:
+    """Raises `LedgerError` for a file with tables of another version."""
+    version = meta.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise LedgerError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
+            "use the version of gmv-qdrant that made it, or start another workspace"
+        )
+
+
+def read_meta(path: Path, con: Connection) -> dict[str, str]:
+    """All small facts. Raises `LedgerError` for a DuckDB file of somebody else's."""
+    try:
+        return dict(con.execute("SELECT key, value FROM meta").fetchall())
+    except duckdb.CatalogException as error:
+        raise LedgerError(f"{path} is not a ledger of this tool: it has no table 'meta'") from error
+
+
+def arrow(
+    con: Connection, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
+) -> pa.Table:
+    """Rows of a question as an Arrow table; ``tables`` can be named in the SQL."""
+    for name, table in tables.items():
+        con.register(name, table)
+    return con.sql(sql, params=parameters or None).to_arrow_table()
 
 
 def insert(con: Connection, table: str, columns: dict[str, Any]) -> None:

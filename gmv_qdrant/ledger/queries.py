@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import Readable, literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class ValueFunction:
         return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
 
 
-def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
+def value_function(ledger: Readable, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
     """A value function from its fields, or from what `calibrate` kept under a name (k, batch, ... stay free).
 
     calibration: ``default`` is the latest version of that name, ``default@2`` the second.
@@ -84,21 +80,10 @@ def value_function(ledger: Ledger, *, calibration: str | None = None, **fields: 
     return ValueFunction(calibration=version, **own, **given)
 
 
-def calibrations(ledger: Ledger) -> dict[str, dict[str, Any]]:
+def calibrations(ledger: Readable) -> dict[str, dict[str, Any]]:
     """All versions of all calibrations, as ``name@version`` -> row; the versions of a name in order."""
     rows = ledger.query("FROM calibrations ORDER BY name, version").to_pylist()
     return {f"{row['name']}@{row['version']}": row for row in rows}
-
-
-def literal(value: str | float | bool | None) -> str:
-    """A value as SQL text: macro arguments can't be prepared parameters."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return repr(float(value)) + "::DOUBLE" if isinstance(value, float) else str(value)
 
 
 RULES = {"shares": "credits", "owner-shapley": "owner_shapley", "knn-shapley": "knn_shapley"}
@@ -106,7 +91,7 @@ RULES = {"shares": "credits", "owner-shapley": "owner_shapley", "knn-shapley": "
 
 
 def credits(
-    ledger: Ledger,
+    ledger: Readable,
     by: str,
     function: ValueFunction,
     top: int | None,
@@ -154,7 +139,7 @@ def credits(
     )
 
 
-def attribute_names(ledger: Ledger) -> list[str]:
+def attribute_names(ledger: Readable) -> list[str]:
     """Names of the attributes that metadata gave to sources."""
     rows = ledger.query(
         "SELECT DISTINCT unnest(json_keys(attributes)) AS name FROM sources WHERE attributes IS NOT NULL ORDER BY name"
@@ -162,11 +147,11 @@ def attribute_names(ledger: Ledger) -> list[str]:
     return [str(name) for name in rows["name"].to_pylist()]
 
 
-def has_attribute(ledger: Ledger, name: str) -> bool:
+def has_attribute(ledger: Readable, name: str) -> bool:
     return name in attribute_names(ledger)
 
 
-def effective_contributors(ledger: Ledger, function: ValueFunction) -> float | None:
+def effective_contributors(ledger: Readable, function: ValueFunction) -> float | None:
     """Mean over the generated images of exp(entropy of the contributions); None when there are none."""
     rows = ledger.query(
         f"""SELECT _gmv_floating(sum(_gmv_fixed(effective))) / count(effective) AS mean
@@ -176,7 +161,7 @@ def effective_contributors(ledger: Ledger, function: ValueFunction) -> float | N
     return None if mean is None else float(mean)
 
 
-def stale(ledger: Ledger) -> int:
+def stale(ledger: Readable) -> int:
     """Generated images valued against another training set than today's."""
     return int(
         ledger.query(
@@ -186,7 +171,7 @@ def stale(ledger: Ledger) -> int:
     )
 
 
-def counts(ledger: Ledger) -> dict[str, dict[str, Any]]:
+def counts(ledger: Readable) -> dict[str, dict[str, Any]]:
     """What the ledger holds, by section."""
     row = ledger.query(
         """
@@ -218,7 +203,7 @@ def counts(ledger: Ledger) -> dict[str, dict[str, Any]]:
     }
 
 
-def quarantined_requests(ledger: Ledger, verb: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
+def quarantined_requests(ledger: Readable, verb: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
     """What runs of ``verb`` were asked for, each with the inputs of it that are in quarantine; oldest first."""
     rows = ledger.query(
         """SELECT json_extract(settings, '$.request')::VARCHAR AS request, list(DISTINCT uri) AS uris
@@ -229,7 +214,7 @@ def quarantined_requests(ledger: Ledger, verb: str) -> list[tuple[dict[str, Any]
     return [(request, uris) for request, uris in found if request.get("paths")]
 
 
-def allowed_places(ledger: Ledger) -> tuple[str, ...]:
+def allowed_places(ledger: Readable) -> tuple[str, ...]:
     """Where images may be read from: the paths that runs were asked for, and the prefix of an adopted collection."""
     rows = ledger.query(
         """SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')) AS place FROM runs
@@ -240,7 +225,7 @@ def allowed_places(ledger: Ledger) -> tuple[str, ...]:
     return (*rows["place"].to_pylist(), *prefixes)
 
 
-def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
+def last_runs(ledger: Readable, most: int = 5) -> list[dict[str, Any]]:
     """The latest runs, newest first."""
     rows = ledger.query(
         """SELECT verb, status, started_at, (timings->>'total')::DOUBLE AS seconds, training_version, counts
@@ -250,7 +235,7 @@ def last_runs(ledger: Ledger, most: int = 5) -> list[dict[str, Any]]:
     return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows.to_pylist()]
 
 
-def find(ledger: Ledger, image: str) -> tuple[str, int]:
+def find(ledger: Readable, image: str) -> tuple[str, int]:
     """``("generated", key)`` or ``("training", key)`` of an image named by URI, file name or id.
 
     Raises `LedgerError` when no image, or more than one, goes by that name.
@@ -277,7 +262,7 @@ def find(ledger: Ledger, image: str) -> tuple[str, int]:
     return str(exact[0]["kind"]), int(exact[0]["key"])
 
 
-def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
+def explain(ledger: Readable, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
     """``("generated", contributors)`` or ``("training", beneficiaries)`` of an image that `find` finds."""
     kind, key = find(ledger, image)
     if kind == "generated":
@@ -298,42 +283,6 @@ def explain(ledger: Ledger, image: str, function: ValueFunction) -> tuple[str, p
         """,
         {"key": key},
     )
-
-
-@contextmanager
-def restricted_connection(
-    ledger: Ledger, seconds: float | None = None
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """For SQL typed by a person: reads the ledger and nothing else; engine errors become one sentence.
-
-    seconds: when it is interrupted; None is never.
-    """
-    with ledger.read(locked=True) as con:
-        alarm = threading.Timer(seconds, con.interrupt) if seconds is not None else None
-        if alarm:
-            alarm.daemon = True
-            alarm.start()
-        try:
-            yield con
-        except duckdb.InterruptException:
-            raise LedgerError(f"this SQL was stopped after {seconds:g} s: ask for less at a time") from None
-        except duckdb.Error as error:
-            raise LedgerError(f"this SQL can't be run: {str(error).strip()}") from None
-        finally:
-            if alarm:
-                alarm.cancel()
-
-
-def sql(ledger: Ledger, query: str, *, most: int | None = None, seconds: float | None = None) -> pa.Table:
-    """Any SELECT, as a guest: at most so many rows, for at most so many seconds.
-
-    Raises `SettingsError` for what gives no rows, and `LedgerError` with the engine's words.
-    """
-    with restricted_connection(ledger, seconds) as con:
-        found = con.sql(query)
-        if found is None:
-            raise SettingsError("this SQL gives no rows: only SELECT can be asked here")
-        return (found if most is None else found.limit(most)).to_arrow_table()
 
 
 EXPORTS = {
@@ -359,7 +308,7 @@ EXPORTS = {
 """What `export` writes: name of the file -> its rows."""
 
 
-def export(ledger: Ledger, directory: Path, function: ValueFunction, file_format: str) -> list[Path]:
+def export(ledger: Readable, directory: Path, function: ValueFunction, file_format: str) -> list[Path]:
     """Write the tables of `EXPORTS` as Parquet or CSV; each file is whole or not there."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []

@@ -11,14 +11,13 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import duckdb
 
 from gmv_qdrant.errors import GmvError
-from gmv_qdrant.ledger.database import Connection, Ledger, insert
+from gmv_qdrant.ledger.database import Connection, Ledger, insert, utc_now
 
 _PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
 
@@ -113,7 +112,7 @@ class Run:
                     "uri": list(quarantined),
                     "reason": list(quarantined.values()),
                     "run_id": [self.run_id] * n,
-                    "at": [datetime.now(UTC)] * n,
+                    "at": [utc_now()] * n,
                 },
             )
 
@@ -132,8 +131,25 @@ def recorded(
     request: what was asked for, so that it can be asked again for inputs that failed.
     Until a run is done, ``meta.settled`` is false; the next run finds that in `Run.unsettled`.
     """
-    run = Run(verb, ledger.training_version)
-    run.unsettled = ledger.meta().get("settled") == "false"
+    with ledger.held():
+        run = Run(verb, ledger.training_version)
+        run.unsettled = ledger.meta().get("settled") == "false"
+        _begin(ledger, run, settings, request or {})
+        started = time.perf_counter()
+        try:
+            yield run
+        except BaseException:
+            run.timings["total"] = time.perf_counter() - started
+            with contextlib.suppress(
+                GmvError, duckdb.Error
+            ):  # the error that ended the run is the one to tell
+                _finish(ledger, run, "failed")
+            raise
+        run.timings["total"] = time.perf_counter() - started
+        _finish(ledger, run, "done")
+
+
+def _begin(ledger: Ledger, run: Run, settings: dict[str, Any], request: dict[str, Any]) -> None:
     with ledger.write() as con:
         ledger.set_meta(con, settled=False)
         insert(
@@ -141,24 +157,14 @@ def recorded(
             "runs",
             {
                 "run_id": [run.run_id],
-                "verb": [verb],
-                "started_at": [datetime.now(UTC)],
+                "verb": [run.verb],
+                "started_at": [utc_now()],
                 "training_version": [run.training_version],
-                "settings": [json.dumps({**settings, "request": request or {}})],
+                "settings": [json.dumps({**settings, "request": request})],
                 "versions": [json.dumps(versions())],
                 "status": ["running"],
             },
         )
-    started = time.perf_counter()
-    try:
-        yield run
-    except BaseException:
-        run.timings["total"] = time.perf_counter() - started
-        with contextlib.suppress(GmvError, duckdb.Error):  # the error that ended the run is the one to tell
-            _finish(ledger, run, "failed")
-        raise
-    run.timings["total"] = time.perf_counter() - started
-    _finish(ledger, run, "done")
 
 
 def _finish(ledger: Ledger, run: Run, status: str) -> None:
@@ -168,7 +174,7 @@ def _finish(ledger: Ledger, run: Run, status: str) -> None:
             """UPDATE runs SET finished_at = ?, training_version = ?, counts = ?, timings = ?, status = ?
             WHERE run_id = ?""",
             [
-                datetime.now(UTC),
+                utc_now(),
                 run.training_version,
                 json.dumps({**run.counts, **run.figures}),
                 json.dumps(run.timings),

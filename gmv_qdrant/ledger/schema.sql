@@ -12,7 +12,7 @@ CREATE TABLE training (
     height          INTEGER,
     version_added     INTEGER NOT NULL,
     version_withdrawn INTEGER,                   -- NULL while the image is in the training set
-    withdrawn_at    TIMESTAMPTZ,               -- a withdrawn row is a tombstone: hash, date and reason stay
+    withdrawn_at    TIMESTAMP,               -- a withdrawn row is a tombstone: hash, date and reason stay
     withdrawn_why   VARCHAR,
     attributes      JSON                       -- of the first source
 );
@@ -69,8 +69,8 @@ CREATE TABLE features (                        -- where an image's vector stands
 CREATE TABLE runs (
     run_id      VARCHAR PRIMARY KEY,
     verb        VARCHAR NOT NULL,
-    started_at  TIMESTAMPTZ NOT NULL,
-    finished_at TIMESTAMPTZ,
+    started_at  TIMESTAMP NOT NULL,
+    finished_at TIMESTAMP,
     training_version       INTEGER NOT NULL,
     settings    JSON,
     versions    JSON,
@@ -83,7 +83,7 @@ CREATE TABLE quarantine (
     uri    VARCHAR NOT NULL,
     reason VARCHAR NOT NULL,
     run_id VARCHAR NOT NULL,
-    "at"   TIMESTAMPTZ NOT NULL              -- quoted: a reserved word
+    "at"   TIMESTAMP NOT NULL              -- quoted: a reserved word
 );
 
 CREATE TABLE calibrations (                    -- value functions fitted on probes with known parents; never changed
@@ -92,7 +92,7 @@ CREATE TABLE calibrations (                    -- value functions fitted on prob
     temperature     DOUBLE NOT NULL,
     null_distance   DOUBLE,                    -- distance at which "nobody" weighs as much as an image
     relative        BOOLEAN NOT NULL,          -- both in units of the image's 30th distance
-    fitted_at       TIMESTAMPTZ NOT NULL,
+    fitted_at       TIMESTAMP NOT NULL,
     settings        JSON,
     figures         JSON,
     PRIMARY KEY (name, version)
@@ -103,7 +103,7 @@ CREATE TABLE payouts (                         -- what was paid by which evidenc
     period           VARCHAR NOT NULL,
     first_day        DATE NOT NULL,
     last_day         DATE NOT NULL,
-    recorded_at      TIMESTAMPTZ NOT NULL,
+    recorded_at      TIMESTAMP NOT NULL,
     field            VARCHAR NOT NULL,         -- what was paid: owner, label, licence or an attribute
     batches          VARCHAR[] NOT NULL,       -- of the generated images that it was paid by
     generated_images INTEGER NOT NULL,

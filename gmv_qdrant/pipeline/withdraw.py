@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.ledger.candidates import rearrange
-from gmv_qdrant.ledger.database import Connection, Ledger
+from gmv_qdrant.ledger.database import Connection, Readable, utc_now
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.matching import spare_count
@@ -78,7 +77,7 @@ SELECT (SELECT count(*) FROM leaving) AS sources, (SELECT count(*) FROM gone) AS
 """
 
 
-def preview_withdrawal(ledger: Ledger, selection: Selection) -> dict[str, int]:
+def preview_withdrawal(ledger: Readable, selection: Selection) -> dict[str, int]:
     """What `withdraw` would take out: sources, images, and generated images whose evidence it touches."""
     with ledger.read() as con:
         selection.select(con)
@@ -209,5 +208,5 @@ def _take_out(con: Connection, run: Run, reason: str) -> None:
             label = NULL, width = NULL, height = NULL, attributes = NULL
         WHERE training_key IN (SELECT training_key FROM gone)
         """,
-        [run.training_version, datetime.now(UTC), reason],
+        [run.training_version, utc_now(), reason],
     )

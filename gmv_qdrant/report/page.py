@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.ledger.runs import versions
 from gmv_qdrant.report import plots
@@ -86,7 +86,7 @@ class Shown:
 
 def write_report(
     root: Path,
-    ledger: Ledger,
+    ledger: Readable,
     settings: Mapping[str, Any],
     function: ValueFunction,
     target: Path,
@@ -214,7 +214,7 @@ def owners_table(snapshot: Snapshot, **page: Any) -> dict[str, Any]:
     }
 
 
-def with_contributors(ledger: Ledger, rows: Sequence[Row], function: ValueFunction, most: int) -> list[Row]:
+def with_contributors(ledger: Readable, rows: Sequence[Row], function: ValueFunction, most: int) -> list[Row]:
     """Generated images of a snapshot with their names and first contributors, names included."""
     keys = [row["generated_key"] for row in rows]
     matches = contributors(ledger, keys, function, most)
@@ -243,7 +243,7 @@ def shown_match(match: Row, image: Row) -> Row:
     return {**match, "share": share, "image": image}
 
 
-def most_valued(ledger: Ledger, snapshot: Snapshot) -> list[Row]:
+def most_valued(ledger: Readable, snapshot: Snapshot) -> list[Row]:
     rows = [row for row in snapshot.training("value", 0, VALUABLE) if row["value"] > 0]
     names = training_names(ledger, [row["training_key"] for row in rows])
     return [{**row, "image": names[row["training_key"]]} for row in rows if row["training_key"] in names]
@@ -283,7 +283,7 @@ _BY_QUALITY = (
 """Id, order, title and text of the groups of generated images, in pairs of best and worst."""
 
 
-def match_groups(ledger: Ledger, snapshot: Snapshot) -> list[dict[str, Any]]:
+def match_groups(ledger: Readable, snapshot: Snapshot) -> list[dict[str, Any]]:
     """Best and worst, by distance (the paper's Figs. 4 and 6) and by quality (Fig. 3); no image twice in a pair."""
     wanted = list(_BY_DISTANCE)
     few = max(1, MATCHED // 3)

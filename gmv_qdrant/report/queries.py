@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from gmv_qdrant.ledger.database import Connection, Ledger
+from gmv_qdrant.ledger.database import Connection, Readable
 from gmv_qdrant.ledger.queries import RULES, ValueFunction
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ _TABLES = {
     "quarantine": """SELECT uri, reason, "at"::VARCHAR AS noted FROM quarantine ORDER BY "at" DESC, uri LIMIT {most}""",
     "batches": "SELECT batch, count(*) AS images FROM generated GROUP BY batch ORDER BY batch LIMIT {most}",
     "runs": """
-        SELECT run_id, verb, status, strftime(started_at AT TIME ZONE 'UTC', '%Y-%m-%d %H:%M:%S') AS started,
+        SELECT run_id, verb, status, strftime(started_at, '%Y-%m-%d %H:%M:%S') AS started,
                date_diff('millisecond', started_at, finished_at) / 1000 AS seconds, training_version, counts, versions
         FROM runs ORDER BY started_at DESC LIMIT {most}""",
     "meta": "SELECT key, value FROM meta",
@@ -113,15 +113,13 @@ class Snapshot:
         self.sums = self._sums()
 
     @classmethod
-    def take(cls, ledger: Ledger, function: ValueFunction, rule: str = "shares") -> Snapshot:
+    def take(cls, ledger: Readable, function: ValueFunction, rule: str = "shares") -> Snapshot:
         """Read all that depends on the whole of the evidence: seconds at 100,000 generated images.
 
         rule: by which the owners' credit is divided; intervals are those of ``shares``.
-
-        The connection is of the kind that people's SQL gets, so that in one process neither shuts the other out.
         """
         words: dict[str, Any] = {"arguments": function.sql(), "most": MOST_LISTED, "macro": RULES[rule]}
-        with ledger.read(locked=True) as con:
+        with ledger.read() as con:
             words["intervals"] = (
                 _INTERVALS.format(level=INTERVAL, **words) if rule == "shares" else _NO_INTERVALS
             )
@@ -262,7 +260,7 @@ class Snapshot:
 # -- names and matches of a few images, from the ledger ------------------------------------------------------
 
 
-def training_names(ledger: Ledger, keys: Sequence[int]) -> dict[int, Row]:
+def training_names(ledger: Readable, keys: Sequence[int]) -> dict[int, Row]:
     """point_id, hash, uri, uris, owner, label, licence, size of these training images."""
     rows = _with_keys(
         ledger,
@@ -279,7 +277,7 @@ def training_names(ledger: Ledger, keys: Sequence[int]) -> dict[int, Row]:
     return {row["key"]: row for row in rows}
 
 
-def generated_names(ledger: Ledger, keys: Sequence[int]) -> dict[int, Row]:
+def generated_names(ledger: Readable, keys: Sequence[int]) -> dict[int, Row]:
     """point_id, hash, uri, batch, label, quality of these generated images."""
     rows = _with_keys(
         ledger,
@@ -292,13 +290,13 @@ def generated_names(ledger: Ledger, keys: Sequence[int]) -> dict[int, Row]:
 
 
 def contributors(
-    ledger: Ledger, keys: Sequence[int], function: ValueFunction, most: int
+    ledger: Readable, keys: Sequence[int], function: ValueFunction, most: int
 ) -> dict[int, list[Row]]:
     """The first ``most`` contributors of each of these generated images, nearest first."""
     found: dict[int, list[Row]] = {key: [] for key in keys}
     if keys:
         listed = ", ".join(str(int(key)) for key in keys)
-        with ledger.read(locked=True) as con:
+        with ledger.read() as con:
             rows = _arrow(
                 con,
                 f"""SELECT generated_key, training_key, rank, distance, quality, contribution
@@ -310,9 +308,9 @@ def contributors(
     return found
 
 
-def beneficiaries(ledger: Ledger, key: int, function: ValueFunction, most: int) -> list[Row]:
+def beneficiaries(ledger: Readable, key: int, function: ValueFunction, most: int) -> list[Row]:
     """The generated images that credit this training image most."""
-    with ledger.read(locked=True) as con:
+    with ledger.read() as con:
         return _rows(
             con,
             f"""SELECT generated_key, training_key, rank, distance, quality, contribution
@@ -321,9 +319,9 @@ def beneficiaries(ledger: Ledger, key: int, function: ValueFunction, most: int) 
         )
 
 
-def choices(ledger: Ledger) -> dict[str, list[str]]:
+def choices(ledger: Readable) -> dict[str, list[str]]:
     """What the pages let people choose from: names of ``batches`` and ``calibrations``."""
-    with ledger.read(locked=True) as con:
+    with ledger.read() as con:
         return {
             "batches": [
                 row["batch"] for row in _rows(con, "SELECT DISTINCT batch FROM generated ORDER BY batch")
@@ -334,9 +332,9 @@ def choices(ledger: Ledger) -> dict[str, list[str]]:
         }
 
 
-def training_keys(ledger: Ledger, *, owner: str | None = None, named: str = "") -> pa.Table:
+def training_keys(ledger: Readable, *, owner: str | None = None, named: str = "") -> pa.Table:
     """Keys of the training images with a source of this owner ('' is nobody) and ``named`` in its URI or label."""
-    with ledger.read(locked=True) as con:
+    with ledger.read() as con:
         return _arrow(
             con,
             """SELECT DISTINCT training_key FROM sources
@@ -346,9 +344,9 @@ def training_keys(ledger: Ledger, *, owner: str | None = None, named: str = "") 
         )
 
 
-def generated_keys(ledger: Ledger, named: str) -> pa.Table:
+def generated_keys(ledger: Readable, named: str) -> pa.Table:
     """Keys of the generated images with ``named`` in their URI, or as their label."""
-    with ledger.read(locked=True) as con:
+    with ledger.read() as con:
         return _arrow(
             con,
             """SELECT generated_key FROM generated
@@ -357,9 +355,9 @@ def generated_keys(ledger: Ledger, named: str) -> pa.Table:
         )
 
 
-def _with_keys(ledger: Ledger, keys: Sequence[int], sql: str) -> list[Row]:
+def _with_keys(ledger: Readable, keys: Sequence[int], sql: str) -> list[Row]:
     """Keys go in as a parameter: registering a table fails when other threads open the file at that moment."""
-    with ledger.read(locked=True) as con:
+    with ledger.read() as con:
         return _rows(con, f"WITH wanted_keys AS (SELECT unnest($1::INTEGER[]) AS key) {sql}", [list(keys)])
 
 

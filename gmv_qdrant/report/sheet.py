@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from gmv_qdrant.ledger import queries
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.report.lettering import fit, wrap, write
 from gmv_qdrant.report.page import STATEMENT, name, number, write_whole
@@ -29,7 +29,7 @@ class _Cell:
     lines: Sequence[str]
 
 
-def write_sheet(root: Path, ledger: Ledger, image: str, function: ValueFunction, target: Path) -> Path:
+def write_sheet(root: Path, ledger: Readable, image: str, function: ValueFunction, target: Path) -> Path:
     """Write the sheet of an image named by URI, file name or id: the first 30 of its contributors or beneficiaries.
 
     Raises `LedgerError` when no image, or more than one, goes by that name, and `SettingsError` when the file

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from gmv_qdrant.errors import GmvError, LedgerLocked, SettingsError, StoreUnavailable
 from gmv_qdrant.ledger import queries
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.publish import Published
 from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.report import formatting, page
 from gmv_qdrant.report import queries as report_queries
@@ -48,11 +48,11 @@ CHOICES = ("k", "temperature", "calibration", "no_quality", "batch", "rule")
 class Pages:
     """One handler for each page."""
 
-    def __init__(self, root: Path, ledger: Ledger, settings: Settings) -> None:
-        self.root, self.ledger, self.settings = root, ledger, settings
-        self.snapshots = Snapshots(ledger)
-        self.thumbnails = Thumbnails(root, allowed_places(ledger))
-        self.lookup = Lookup(root, settings, ledger)
+    def __init__(self, root: Path, published: Published, settings: Settings) -> None:
+        self.root, self.published, self.settings = root, published, settings
+        self.snapshots = Snapshots(published)
+        self.thumbnails = Thumbnails(root, allowed_places(published))
+        self.lookup = Lookup(root, settings, published)
         self.env = page.environment("gmv_qdrant.web")
         self._looking = threading.BoundedSemaphore(UPLOADS)
 
@@ -82,7 +82,7 @@ class Pages:
         except ValueError:
             raise SettingsError("k is a whole number, and temperature a number") from None
         return queries.value_function(
-            self.ledger,
+            self.published,
             k=k,
             temperature=temperature,
             quality_weighted="no_quality" not in choices,
@@ -107,7 +107,7 @@ class Pages:
             "url": url,
             "root": root,
             "address": request.scope["path"],
-            "there": report_queries.choices(self.ledger),
+            "there": report_queries.choices(self.published),
             "rules": OWNER_RULES,
             "here": request.scope["path"].removeprefix(root) or "/",
             "choices": {name: choices.get(name, "") for name in CHOICES},
@@ -156,7 +156,7 @@ class Pages:
             **page.summary(snapshot),
             **page.distribution(snapshot),
             **page.owners_table(snapshot, count=10),
-            valuable=page.most_valued(self.ledger, snapshot),
+            valuable=page.most_valued(self.published, snapshot),
         )
 
     def owners(self, request: Request) -> Response:
@@ -173,10 +173,10 @@ class Pages:
         snapshot, sort = self._snapshot(request), self._sort(request, report_queries.TRAINING_SORTS)
         owner, named = request.query_params.get("owner"), request.query_params.get("q", "")
         wanted = named or owner is not None
-        keys = report_queries.training_keys(self.ledger, owner=owner, named=named) if wanted else None
+        keys = report_queries.training_keys(self.published, owner=owner, named=named) if wanted else None
         number, pages = self._number(request, snapshot.count("training_values", keys))
         rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES, keys)
-        names = report_queries.training_names(self.ledger, [row["training_key"] for row in rows])
+        names = report_queries.training_names(self.published, [row["training_key"] for row in rows])
         return self._page(
             "training.html",
             request,
@@ -192,10 +192,10 @@ class Pages:
     def generated(self, request: Request) -> Response:
         snapshot, sort = self._snapshot(request), self._sort(request, report_queries.GENERATED_SORTS)
         named = request.query_params.get("q", "")
-        keys = report_queries.generated_keys(self.ledger, named) if named else None
+        keys = report_queries.generated_keys(self.published, named) if named else None
         number, pages = self._number(request, snapshot.count("images", keys))
         rows = snapshot.generated(sort, (number - 1) * IMAGES, IMAGES, keys)
-        names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows])
+        names = report_queries.generated_names(self.published, [row["generated_key"] for row in rows])
         return self._page(
             "generated.html",
             request,
@@ -211,7 +211,7 @@ class Pages:
         key = request.path_params["key"]
         function = self._function(self._choices(request))
         rows = page.with_contributors(
-            self.ledger, [{"generated_key": key}] if key < 1 << 31 else [], function, MATCHES
+            self.published, [{"generated_key": key}] if key < 1 << 31 else [], function, MATCHES
         )
         if not rows:
             raise HTTPException(404, "There is no such generated image.")
@@ -221,12 +221,12 @@ class Pages:
 
     def training_image(self, request: Request) -> Response:
         key = request.path_params["key"]
-        image = report_queries.training_names(self.ledger, [key] if key < 1 << 31 else []).get(key)
+        image = report_queries.training_names(self.published, [key] if key < 1 << 31 else []).get(key)
         if image is None:
             raise HTTPException(404, "There is no such training image.")
         function = self._function(self._choices(request))
-        rows = report_queries.beneficiaries(self.ledger, key, function, MATCHES)
-        names = report_queries.generated_names(self.ledger, [row["generated_key"] for row in rows])
+        rows = report_queries.beneficiaries(self.published, key, function, MATCHES)
+        names = report_queries.generated_names(self.published, [row["generated_key"] for row in rows])
         value = self._snapshot(request).ask("FROM training_values WHERE training_key = $1", [key])
         return self._page(
             "training_image.html",
@@ -244,7 +244,7 @@ class Pages:
                 "training": report_queries.training_names,
                 "generated": report_queries.generated_names,
             }.get(kind)
-            image = look_up and look_up(self.ledger, [key]).get(key)
+            image = look_up and look_up(self.published, [key]).get(key)
         if image is None:
             raise HTTPException(404, "There is no such picture.")
         found = self.thumbnails.get(image, size)
@@ -272,7 +272,7 @@ class Pages:
         function = self._function(self._choices(request))
         found = self.lookup.find(data, name, function, MATCHES)
         names = report_queries.training_names(
-            self.ledger, [row["training_key"] for row in found.contributors]
+            self.published, [row["training_key"] for row in found.contributors]
         )
         rows = [
             page.shown_match(row, names[row["training_key"]])
@@ -303,7 +303,7 @@ def _named(rows: Sequence[Row], key: str, names: Mapping[int, Row]) -> list[Row]
 
 def application(
     root: Path,
-    ledger: Ledger,
+    published: Published,
     settings: Settings,
     host: str = "127.0.0.1",
     *,
@@ -311,7 +311,7 @@ def application(
     allowed_hosts: Sequence[str] = (),
 ) -> Guard:
     """The pages as an ASGI application, guarded for a server that listens on ``host``: see `Guard`."""
-    pages = Pages(root, ledger, settings)
+    pages = Pages(root, published, settings)
     refused: Any = pages.refused
     app: ASGIApp = Starlette(
         routes=pages.routes(), exception_handlers={GmvError: refused, HTTPException: refused}

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +17,7 @@ from gmv_qdrant.errors import ImageError, StoreError, StoreUnavailable
 from gmv_qdrant.images.decode import decode, thumbnail
 from gmv_qdrant.images.records import Record, content_hash
 from gmv_qdrant.ledger.database import Ledger, insert
+from gmv_qdrant.ledger.publish import Published
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.context import Context
@@ -44,8 +46,8 @@ class Lookup:
     So a run can start at any time between two images.
     """
 
-    def __init__(self, root: Path, settings: Settings, ledger: Ledger) -> None:
-        self.context = Context(root, settings, ledger, NullProgress())
+    def __init__(self, root: Path, settings: Settings, published: Published) -> None:
+        self.context = Context(root, settings, cast(Ledger, published), NullProgress())  # it only reads
         self._one_at_a_time = threading.Lock()
         self._claimed = False
 

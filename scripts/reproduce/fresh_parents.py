@@ -138,7 +138,7 @@ def figures_of(
     workspace: common.Workspace, batch: str, temperatures: dict[str, float], k: int = 30
 ) -> dict[str, Any]:
     """Figures of each value function, and the paired differences of calibrate's from plain's."""
-    ledger = workspace.ledger
+    ledger = workspace.published
     known = known_parents(ledger, batch)
     training = workspace.status()["training"]["images"]
     found: dict[str, Any] = {"images": len(known.distances)}
