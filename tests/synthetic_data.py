@@ -31,8 +31,8 @@ def synthetic(
         )
         con.execute(
             f"""INSERT INTO sources (training_key, uri, owner, label)
-            SELECT i, '{uri}training-' || i || '.png', 'owner ' || i % {owners}, 'label ' || i % 10 FROM range(1, {training + 1})
-            r(i)"""
+            SELECT i, '{uri}training-' || i || '.png', 'owner ' || i % {owners}, 'label ' || i % 10
+            FROM range(1, {training + 1}) r(i)"""
         )
         con.execute(
             f"""INSERT INTO generated (generated_key, point_id, content_hash, uri, batch, label, quality, recall_radius,
