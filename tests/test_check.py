@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import LedgerError, StoreError
-from gmv_qdrant.ledger import runs
+from gmv_qdrant.ledger import database
 from gmv_qdrant.vectors.embedded.store import EdgeStore
 
 
@@ -412,7 +412,7 @@ def test_a_clock_that_goes_back_changes_nothing(
             then = datetime.now(UTC) - timedelta(days=cls.calls)
             return cls.fromtimestamp(then.timestamp(), tz)
 
-    monkeypatch.setattr(runs, "datetime", Back)
+    monkeypatch.setattr(database, "datetime", Back)
     (root / "b/9.png").touch()
     os.utime(root / "b/9.png", (1, 1))
     summary = workspace.ingest([root / "a", root / "b"], owner="bo")
