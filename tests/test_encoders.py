@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -401,3 +402,40 @@ def test_a_plug_in_adds_an_encoder_and_a_distance(tmp_path: Path, monkeypatch: p
         load_encoder("broken", runtime=CPU)
     with pytest.raises(ModelError, match="did you mean 'mine'"):
         load_encoder("mien", runtime=CPU)
+
+
+# --- extreme images -----------------------------------------------------------------------------------------
+
+EXTREME = [(1, 1), (2, 2), (1, 20_000), (20_000, 1), (3, 5_000)]
+
+
+@pytest.mark.parametrize("size", EXTREME, ids=str)
+def test_extreme_images_take_little_memory(size: tuple[int, int], encoders: dict[str, Encoder]) -> None:
+    """A crop's resize by the shorter side would make 1x20000 into gigabytes."""
+    from unittest import mock
+
+    resized = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, to: tuple[int, int], *words: Any, **options: Any) -> Image.Image:
+        resized.append(to[0] * to[1])
+        return resize(image, to, *words, **options)
+
+    for colour in ("black", "white", "teal"):
+        picture = Image.new("RGB", size, colour)
+        picture.putpixel((0, 0), (1, 2, 3))
+        with mock.patch.object(Image.Image, "resize", watched):
+            for encoder in encoders.values():
+                assert np.isfinite(encode(encoder, [picture])).all()
+    assert max(resized) < 2_000_000
+
+
+def test_the_middle_of_a_long_image_is_what_a_centre_crop_sees(timm_file: Path) -> None:
+    from gmv_qdrant.models.encoders.network import middle
+
+    photograph = sample_images(1, seed=9)[0].resize((4000, 60))
+    assert middle(photograph).size == (960, 60)
+    assert middle(photograph.resize((900, 60))).size == (900, 60)
+    encoder = load_encoder("timm:test_resnet", weights=timm_file, runtime=CPU)
+    shorter = photograph.crop((1400, 0, 2600, 60))  # around the same centre, beyond 16:1, too
+    np.testing.assert_allclose(encode(encoder, [photograph]), encode(encoder, [shorter]), atol=1e-6)

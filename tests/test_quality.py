@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,18 @@ def test_a_plug_in_adds_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert metric is not None
     assert metric.score(Image.new("RGB", (4, 4), "white")) == 1.0
     assert canonical_name("quality", "brightness") == "brightness"
+
+
+@pytest.mark.parametrize("name", ["piqe", "entropy", "maniqa"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 20_000), (20_000, 1), (2, 300)], ids=str)
+def test_an_extreme_image_is_scored_or_refused(
+    name: str, size: tuple[int, int], small_maniqa: Any, tmp_path: Path
+) -> None:
+    metric = load_quality(name, runtime=Runtime(device="cpu", cache_dir=tmp_path, offline=True))
+    assert metric is not None
+    with contextlib.suppress(ImageError):
+        assert 0 <= metric.score(Image.new("RGB", size, "teal")) <= 1
+    assert metric.score(sample_images(1)[0]) > 0  # and the next image is none the worse
 
 
 @FULL_SIZE

@@ -30,6 +30,8 @@ from gmv_qdrant.models.weights import UrlFile, WeightFile, is_offline, reach, re
 if TYPE_CHECKING:
     import torch
 
+LARGEST = 2**26
+"""Pixels that MANIQA may enlarge an image to: 800 MB of float32."""
 RANGES: dict[str, tuple[float, float]] = {"pi": (0.0, 10.0)}
 """Where pyiqa names no finite range: the perceptual index is the mean of NIQE and 10 - NRQM."""
 
@@ -267,6 +269,10 @@ def distinct_crops(image: torch.Tensor, crop_size: int, crop_num: int) -> torch.
     shorter = min(image.shape[2:])
     if shorter <= crop_size:
         factor = (crop_size + 1) / shorter
+        if factor**2 * image.shape[2] * image.shape[3] > LARGEST:
+            raise ValueError(
+                f"its shorter side would be enlarged to {crop_size + 1} pixels, and the longer likewise"
+            )
         image = torch.nn.functional.interpolate(image, scale_factor=factor, mode="bilinear")
     height, width = image.shape[2:]
     steps = int(math.sqrt(crop_num))

@@ -12,6 +12,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -56,22 +57,21 @@ class Family:
     joint: str = ":"
 
 
-_THUMB = Family(pixels.load_thumb, lambda argument: pixels.canonical_size(argument, 16))
 _PYIQA = Family(quality.load, files=quality.files, joint="")
 FAMILIES: dict[Kind, dict[str, Family]] = {
     "encoder": {
         "clip": Family(clip.load, clip.canonical, clip.files),
         "timm": Family(backbones.load_timm, backbones.model_name, backbones.timm_files),
         "torchvision": Family(backbones.load_torchvision, backbones.model_name, backbones.torchvision_files),
-        "pixels": Family(pixels.load_recall, lambda argument: pixels.canonical_size(argument, 32)),
-        "thumb": _THUMB,
+        "pixels": Family(pixels.load_recall, partial(pixels.canonical_size, default=32)),
+        "thumb": Family(pixels.load_thumb, partial(pixels.canonical_size, default=16)),
     },
     "distance": {
         "dreamsim": Family(dreamsim.load, dreamsim.canonical, dreamsim.files),
         "lpips": Family(lpips.load, lpips.canonical, lpips.files),
         "l2": Family(pixels.load_rms, pixels.canonical_size, joint="@"),
         "l2-norm": Family(pixels.load_norm, pixels.canonical_size, joint="@"),
-        "thumb": _THUMB,
+        "thumb": Family(pixels.load_thumb_distance, partial(pixels.canonical_size, default=16)),
     },
     "quality": {},  # all others are pyiqa's
 }

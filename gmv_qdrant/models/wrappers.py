@@ -17,6 +17,8 @@ from gmv_qdrant.models.checkpoints import first_line
 if TYPE_CHECKING:
     import torch
 
+KIND = "model"
+"""Of quarantine rows: an image that a model can't take."""
 ROUNDING = 1e-6
 """How far beyond [0, 1] a quality may lie by the rounding of float32."""
 
@@ -40,23 +42,26 @@ class CheckedEncoder:
         except GmvError:
             raise
         except Exception as error:  # a plug-in may do anything
-            raise ModelError(
-                f"{name} doesn't work on a blank image: {type(error).__name__}: {first_line(error)}"
-            ) from error
-        if wrong := self._wrong(vectors, 1) or ("not finite numbers" * (not np.isfinite(vectors).all())):
+            raise ModelError(f"{name} doesn't work on a blank image: {_said(error)}") from error
+        wrong = self._wrong(vectors, 1)
+        if not wrong and not np.isfinite(vectors).all():
+            wrong = "numbers that are not finite"
+        if wrong:
             raise ModelError(f"{name} gives {wrong} for a blank image")
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         try:
             tensor = self.inner.prepare(image)
+            form = (tuple(tensor.shape), tensor.dtype)
         except GmvError:
             raise
         except Exception as error:
             raise self._failed(f"take an image of {image.width}x{image.height}", error) from error
-        if (form := (tuple(tensor.shape), tensor.dtype)) != self._form:
+        if form != self._form:
             raise ImageError(
                 f"{self.name} makes {_words(*form)} of an image of {image.width}x{image.height}, not "
-                f"{_words(*self._form)} as of others"
+                f"{_words(*self._form)} as of others",
+                kind=KIND,
             )
         return tensor
 
@@ -73,11 +78,11 @@ class CheckedEncoder:
                 "embed this image" if len(batch) == 1 else "embed these images", error
             ) from error
         if wrong := self._wrong(vectors, len(batch)):
-            raise ImageError(f"{self.name} gives {wrong} for {len(batch)} images")
+            raise ImageError(f"{self.name} gives {wrong} for {len(batch)} images", kind=KIND)
         return vectors
 
     def _failed(self, what: str, error: Exception) -> ImageError:
-        return ImageError(f"{self.name} cannot {what}: {type(error).__name__}: {first_line(error)}")
+        return ImageError(f"{self.name} cannot {what}: {_said(error)}", kind=KIND)
 
     def _wrong(self, vectors: Any, count: int) -> str:
         """What is wrong with the form of these vectors, or nothing."""
@@ -86,6 +91,10 @@ class CheckedEncoder:
         if vectors.shape != (count, self.dim) or vectors.dtype != np.float32:
             return f"{_words(vectors.shape, vectors.dtype)}, not {_words((count, self.dim), 'float32')},"
         return ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _words(shape: tuple[int, ...], dtype: object) -> str:
@@ -107,11 +116,11 @@ class CheckedMetric:
         except GmvError:
             raise
         except Exception as error:
-            raise ImageError(
-                f"{self.name} cannot score {size}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+            raise ImageError(f"{self.name} cannot score {size}: {_said(error)}", kind=KIND) from error
         if not -ROUNDING <= score <= 1 + ROUNDING:  # nor is NaN
-            raise ImageError(f"{self.name} gives {score:g} for {size}, and a quality lies in [0, 1]")
+            raise ImageError(
+                f"{self.name} gives {score:g} for {size}, and a quality lies in [0, 1]", kind=KIND
+            )
         return min(1.0, max(0.0, score))
 
 
@@ -188,8 +197,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _storage(parts: Sequence[tuple[Encoder, float]]) -> Storage:
-    """float16 where the first part is, scaled so that the largest possible entry of a unit vector fits."""
-    if parts[0][0].storage.dtype != "float16":
+    """float16 where the first part is, and the others weigh so little that a distance stays right to 2e-4."""
+    if parts[0][0].storage.dtype != "float16" or sum(weight for _, weight in parts[1:]) > 0.3:
         return Storage()
-    largest = max(1.0, *(math.sqrt(weight) for _, weight in parts))
-    return Storage("float16", 2.0 ** (math.ceil(math.log2(largest)) - 15))
+    return Storage("float16", 2.0**-15)  # entries are at most 1; small ones stay normal numbers

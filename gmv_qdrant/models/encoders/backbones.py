@@ -157,7 +157,7 @@ def load_torchvision(argument: str, runtime: Runtime) -> Encoder:
     from torchvision import models
     from torchvision.transforms import functional
 
-    from gmv_qdrant.models.encoders.network import NetworkEncoder, Preprocessing, _triple, _words
+    from gmv_qdrant.models.encoders.network import NetworkEncoder, Preprocessing, middle, triple, words
 
     published = _torchvision_weights(argument)
     name = f"torchvision:{argument}"
@@ -179,13 +179,13 @@ def load_torchvision(argument: str, runtime: Runtime) -> Encoder:
 
     def crop(image: Any) -> Any:
         image = functional.resize(
-            image, preset.resize_size, interpolation=preset.interpolation, antialias=preset.antialias
+            middle(image), preset.resize_size, interpolation=preset.interpolation, antialias=preset.antialias
         )
         return functional.center_crop(image, preset.crop_size)
 
-    mean, std = _triple(preset.mean), _triple(preset.std)
+    mean, std = triple(preset.mean), triple(preset.std)
     line = f"resize {preset.resize_size[0]} {preset.interpolation.value} centre {preset.crop_size[0]}"
-    preprocessing = Preprocessing(crop, mean, std, f"{line} mean {_words(mean)} std {_words(std)}")
+    preprocessing = Preprocessing(crop, mean, std, f"{line} mean {words(mean)} std {words(std)}")
     digest = state_hash(model.state_dict())
     return NetworkEncoder(f"torchvision:{argument}", model, preprocessing, runtime, weights=digest, unit=True)
 

@@ -33,7 +33,7 @@ class Preprocessing:
     @classmethod
     def of_transform(cls, transform: Any, line: str) -> Preprocessing:
         """Split a ``Compose`` that ends in ToTensor and Normalize: the same numbers, less memory."""
-        from torchvision.transforms import Normalize, ToTensor
+        from torchvision.transforms import CenterCrop, Normalize, ToTensor
 
         *steps, to_tensor, normalize = transform.transforms
         if not isinstance(to_tensor, ToTensor) or not isinstance(normalize, Normalize):
@@ -41,18 +41,32 @@ class Preprocessing:
                 f"cannot use the image transform {transform!r}: it must end in ToTensor, Normalize"
             )
 
+        centre = any(isinstance(step, CenterCrop) for step in steps)
+
         def crop(image: Image.Image) -> Image.Image:
+            if centre:
+                image = middle(image)
             for step in steps:
                 image = step(image)
             return image
 
-        mean, std = _triple(normalize.mean), _triple(normalize.std)
-        return cls(crop, mean, std, f"{line} mean {_words(mean)} std {_words(std)}")
+        mean, std = triple(normalize.mean), triple(normalize.std)
+        return cls(crop, mean, std, f"{line} mean {words(mean)} std {words(std)}")
 
     @classmethod
     def squash(cls, size: int, mean: Triple, std: Triple, words: str) -> Preprocessing:
         """The whole image to ``size x size``, PIL bicubic: the working resolution of a distance."""
         return cls(lambda image: resize(image, size), mean, std, f"{size}x{size} squash bicubic {words}")
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than 16 times as long as wide: a centre crop sees no more of it, and
+    resizing the whole by its shorter side would take gigabytes."""
+    width, height = (min(side, 16 * min(image.size)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -143,10 +157,10 @@ class NetworkEncoder:
         return int(vectors.shape[1])
 
 
-def _triple(values: Any) -> Triple:
+def triple(values: Any) -> Triple:
     red, green, blue = (float(value) for value in (values.tolist() if hasattr(values, "tolist") else values))
     return red, green, blue
 
 
-def _words(values: Sequence[float]) -> str:
+def words(values: Sequence[float]) -> str:
     return "/".join(f"{value:.6g}" for value in values)

@@ -48,8 +48,13 @@ def load_norm(argument: str, _: Runtime) -> Encoder:
 
 
 def load_thumb(argument: str, _: Runtime) -> Encoder:
-    """``thumb:N``: RGB at NxN minus its mean, of unit length: composition and contrast, whatever the brightness."""
-    return ThumbEncoder(int(argument))
+    """``thumb:N``: RGB at NxN minus its mean, of unit length: composition, whatever the brightness and contrast."""
+    return ThumbEncoder(int(argument), "cosine")
+
+
+def load_thumb_distance(argument: str, _: Runtime) -> Encoder:
+    """The squared distance of two thumbnails, from 0 to 4."""
+    return ThumbEncoder(int(argument), "sqeuclid")
 
 
 class PixelEncoder:
@@ -89,10 +94,10 @@ class ThumbEncoder:
     An image of one colour that is grey gives the zero vector.
     """
 
-    metric: Metric = "sqeuclid"
     storage = Storage()
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, metric: Metric) -> None:
+        self.metric: Metric = metric
         self.dim = 3 * size * size
         self.identity = Identity(
             f"thumb:{size}", "none", f"{size}x{size} squash bicubic minus mean, unit length"
