@@ -1,127 +1,256 @@
-"""Credits into money: exact to the cent, and the same to the byte wherever it is computed.
-
-Values come from the ledger as sums of fixed-point integers, and everything after that is rational arithmetic; no
-rounding depends on the order of rows or on threads.
-"""
+"""A payout: a budget shared by credit, exact to the smallest unit, and everything that it follows from."""
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import json
-from collections.abc import Collection, Sequence
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.accounting.claims import Hold, find_claims, hold_back, merged, settle
+from gmv_qdrant.accounting.evidence import NOBODY, Evidence, Rule
+from gmv_qdrant.accounting.money import Currency, allocate
+from gmv_qdrant.accounting.names import alike, spelt_out
+from gmv_qdrant.errors import SettingsError, did_you_mean
 
-Money = str | int | float | Decimal
-"""An amount with at most two decimals: ``"10000"``, ``"5.00"``, ``Decimal("0.01")``."""
-
-_MOST_DIGITS = 15
+NAMED, UNNAMED, NOBODY_AT_ALL = "named", "unnamed", "nobody"
+"""Kinds of lines: a name; images whose sources name nobody; no image at all (a value function with a null distance)."""
 
 
-def cents(amount: Money, what: str = "budget") -> int:
-    """An amount of money as whole cents.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was decided: everything of a payout that doesn't follow from the evidence. Amounts are minor units.
 
-    Raises `SettingsError` for what is no number, negative, finer than a cent, or 10^15 and more.
+    by: what is paid: ``owner``, ``label``, ``licence`` or an attribute. batches: None for all.
+    exclusions: names that are paid nothing, with the reason; None is those whose sources name nobody.
+    minimum: what is less is carried forward. hold: keep back what several names claim. release: give back what was
+    held before to those it was kept from, settled or not.
     """
-    try:
-        number = Decimal(str(amount))
-    except InvalidOperation:
-        raise SettingsError(
-            f"{what} = {str(amount)!r} is not an amount: write it as 10000 or 10000.00"
-        ) from None
-    if not number.is_finite() or number < 0 or number.adjusted() >= _MOST_DIGITS:
-        raise SettingsError(
-            f"{what} = {amount} can't be used: it must be from 0 to less than 10^{_MOST_DIGITS}"
-        )
-    exact = Fraction(number) * 100
-    if exact.denominator != 1:
-        raise SettingsError(f"{what} = {amount} is finer than a cent: give at most two decimals")
-    return int(exact)
+
+    by: str
+    budget: int
+    currency: Currency = field(default_factory=Currency)
+    rule: Rule = field(default_factory=Rule)
+    batches: Sequence[str] | None = None
+    exclusions: Mapping[str | None, str] = field(default_factory=dict)
+    minimum: int = 0
+    hold: bool = False
+    release: bool = False
 
 
-def money(amount: int) -> str:
-    """Whole cents as text: ``"12.34"``."""
-    return f"{amount // 100}.{amount % 100:02d}"
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One payee. ``brought + released + amount - held == paid + balance``, all in minor units.
 
-
-def allocate(values: Sequence[float], budget: int, floor: int = 0) -> list[int]:
-    """Share a budget, in cents, in proportion to values >= 0; the sum is the budget exactly.
-
-    Whose exact share is below ``floor`` (cents) is paid nothing, and the others share it: the smallest values go first,
-    equal ones together, until all that stay reach the floor. What rounding down leaves over goes, a cent each, to the
-    largest remainders, on equal ones to the larger value, then to the earlier position.
-    Raises `SettingsError` when nobody can be paid.
+    units: credit, 2^-60 of a generated image. amount: its share of the budget, between low and high by the bootstrap.
+    brought: balance of the payout before. released: of what was held before and is settled now. held: of the amount,
+    kept back while it is in question. paid: to be transferred now. balance: carried forward.
+    What earned nobody or no name is never paid: an unnamed balance is held in trust, and nobody's stays yours.
     """
-    exact = [Fraction(value) for value in values]
-    amounts = [0] * len(exact)
-    if budget == 0:
-        return amounts
-    paid = sorted((i for i, value in enumerate(exact) if value > 0), key=lambda i: (-exact[i], i))
-    if not paid:
-        raise SettingsError(f"there is no credit to share {money(budget)} by: value generated images first")
-    total = sum(exact[i] for i in paid)
-    while paid and exact[paid[-1]] * budget < floor * total:
-        smallest = exact[paid[-1]]
-        while paid and exact[paid[-1]] == smallest:
-            total -= exact[paid.pop()]
-    if not paid:
-        raise SettingsError(f"a floor of {money(floor)} leaves nobody to share {money(budget)}: lower it")
-    remainders = {}
-    for i in paid:
-        amounts[i], remainders[i] = divmod(exact[i] * budget, total)
-    left = budget - sum(amounts)
-    for i in sorted(paid, key=lambda i: (-remainders[i], -exact[i], i))[:left]:
-        amounts[i] += 1
-    return amounts
+
+    kind: str
+    name: str | None
+    units: int
+    amount: int = 0
+    low: int = 0
+    high: int = 0
+    brought: int = 0
+    released: int = 0
+    held: int = 0
+    paid: int = 0
+    balance: int = 0
 
 
-def payout(
-    by: str,
-    credits: Sequence[tuple[str | None, float]],
-    budget: Money,
-    *,
-    floor: Money = 0,
-    exclude: Collection[str | None] = (),
-) -> list[dict[str, Any]]:
-    """Rows ``{by: name, "amount": "12.34", "value": float, "share": float}`` in the order of ``credits``.
+@dataclass(frozen=True, slots=True)
+class Payout:
+    """Terms, evidence and lines. ``document`` is its one text, and ``fingerprint`` that text's SHA-256."""
 
-    credits: names (None: not named) and values. exclude: names that aren't listed and get nothing; ``share`` is of
-    those that are. Amounts add up to the budget exactly.
-    Raises `SettingsError` for amounts that can't be used, names that nobody has, and when nobody can be paid.
-    """
-    if unknown := [name for name in exclude if name not in {name for name, _ in credits}]:
-        raise SettingsError(f"nobody is called {unknown[0]!r}, so no {by} of that name can be excluded")
-    listed = [(name, value) for name, value in credits if name not in exclude]
-    amounts = allocate([value for _, value in listed], cents(budget), cents(floor, "floor"))
-    total = sum(Fraction(value) for _, value in listed)
-    return [
-        {
-            by: name,
-            "amount": money(amount),
-            "value": value,
-            "share": float(Fraction(value) / total) if total else 0.0,
+    terms: Terms
+    batches: tuple[str, ...]
+    generated_images: int
+    training_version: int
+    evidence: Mapping[str, str]
+    lines: tuple[Line, ...]
+    holds: tuple[Hold, ...] = ()
+    notes: tuple[str, ...] = ()
+    previous: str | None = None
+    payout_id: str = ""
+    period: str = ""
+    first_day: str = ""
+    last_day: str = ""
+
+    def document(self) -> bytes:
+        """JSON of everything above: the same bytes wherever the same evidence is paid by on the same terms."""
+        terms, rule = self.terms, self.terms.rule
+        found = {
+            "payout": self.payout_id,
+            "period": self.period,
+            "first_day": self.first_day,
+            "last_day": self.last_day,
+            "by": terms.by,
+            "batches": list(self.batches),
+            "generated_images": self.generated_images,
+            "currency": terms.currency.code,
+            "decimals": terms.currency.decimals,
+            "budget": terms.budget,
+            "minimum": terms.minimum,
+            "value_function": value_function(rule),
+            "training_version": self.training_version,
+            "evidence": dict(self.evidence),
+            "exclusions": [{"name": name, "reason": why} for name, why in terms.exclusions.items()],
+            "holds": [hold.as_dict() for hold in self.holds],
+            "notes": list(self.notes),
+            "previous": self.previous,
+            "lines": [line_as_dict(line) for line in self.lines],
         }
-        for (name, value), amount in zip(listed, amounts, strict=True)
+        return (json.dumps(found, indent=1, sort_keys=True) + "\n").encode("ascii")
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.document()).hexdigest()
+
+    def line_of(self, name: str | None) -> Line | None:
+        """The line of a name; None is the unnamed one."""
+        kind = UNNAMED if name is None else NAMED
+        return next((line for line in self.lines if (line.kind, line.name) == (kind, name)), None)
+
+
+def value_function(rule: Rule) -> dict[str, Any]:
+    return {
+        "rule": rule.name,
+        "k": rule.k,
+        "temperature": rule.temperature,
+        "quality_weighted": rule.quality_weighted,
+        "null_distance": rule.null_distance,
+        "relative": rule.relative,
+        "calibration": rule.calibration,
+    }
+
+
+def line_as_dict(line: Line) -> dict[str, Any]:
+    return {name: getattr(line, name) for name in Line.__slots__}
+
+
+def compute(
+    evidence: Evidence,
+    terms: Terms,
+    *,
+    training_version: int,
+    previous: Payout | None = None,
+) -> Payout:
+    """Share the budget. previous: the payout whose balances and holds are brought forward.
+
+    Raises `SettingsError` when there is no credit to share by, when everybody is excluded, for an exclusion that
+    nobody is called, and for a minimum above the budget.
+    """
+    if terms.minimum > terms.budget > 0:
+        raise SettingsError(
+            f"a minimum of {terms.currency.text(terms.minimum)} is more than the whole budget of "
+            f"{terms.currency.text(terms.budget)}, so nobody could be paid: lower it"
+        )
+    evidence.earn(terms.rule)
+    lines = _lines(evidence, terms)
+    held = hold_back(evidence, find_claims(evidence), _amounts(lines)) if terms.hold else []
+    outstanding, released = settle(previous.holds if previous else (), evidence, release=terms.release)
+    _bring_forward(lines, previous.lines if previous else (), released, held)
+    return Payout(
+        terms=terms,
+        batches=tuple(evidence.batches()),
+        generated_images=evidence.count(),
+        training_version=training_version,
+        evidence=evidence.fingerprints(),
+        lines=tuple(sorted((_settled(line, terms) for line in lines.values()), key=_order)),
+        holds=merged([*outstanding, *held]),
+        notes=tuple(_notes(lines)),
+        previous=previous.fingerprint if previous else None,
+    )
+
+
+Lines = dict[tuple[str, str | None], Line]
+
+
+def _lines(evidence: Evidence, terms: Terms) -> Lines:
+    """By kind and name: units, amount and its interval, zeros included; nobody only where the rule knows nobody."""
+    rows = evidence.rows(
+        """SELECT n.id, n.name, CAST(coalesce(e.units, 0) AS HUGEINT) AS units
+        FROM names n LEFT JOIN (SELECT id, sum(units) AS units FROM earned GROUP BY id) e USING (id)
+        UNION ALL SELECT id, NULL, sum(units) FROM earned WHERE id = $nobody GROUP BY id""",
+        {"nobody": NOBODY},
+    )
+    names = [row["name"] for row in rows if row["id"] != NOBODY]
+    for name in terms.exclusions:
+        if name not in names:
+            known = [other for other in names if other is not None]
+            called = "without a name" if name is None else f"called {name!r}{did_you_mean(name, known)}"
+            raise SettingsError(f"no {terms.by} is {called}, so none can be excluded")
+    evidence.exclude(terms.exclusions)
+    found = []
+    for row in rows:
+        kind = NOBODY_AT_ALL if row["id"] == NOBODY else UNNAMED if row["name"] is None else NAMED
+        if kind == NOBODY_AT_ALL or row["name"] not in terms.exclusions:
+            found.append((Line(kind, row["name"], int(row["units"])), row["id"]))
+    if terms.budget and not any(line.units for line, _ in found):
+        why = "everybody who earned credit is excluded" if terms.exclusions else "there is no credit at all"
+        raise SettingsError(f"{why}, so nobody could be paid: value generated images first, or exclude fewer")
+    found.sort(key=lambda pair: _order(pair[0]))
+    amounts = allocate([line.units for line, _ in found], terms.budget)
+    bounds = evidence.intervals()
+    return {
+        (line.kind, line.name): _with_interval(
+            replace(line, amount=amount), terms.budget, bounds.get(id, bounds[None])
+        )
+        for (line, id), amount in zip(found, amounts, strict=True)
+    }
+
+
+def _with_interval(line: Line, budget: int, share: tuple[int, int]) -> Line:
+    """share: low and high of the share of the credit, in 2^-40."""
+    low, high = budget * share[0] >> 40, -(-budget * share[1] >> 40)
+    return replace(line, low=min(low, line.amount), high=max(min(high, budget), line.amount))
+
+
+def _amounts(lines: Lines) -> dict[str, int]:
+    return {name: line.amount for (_, name), line in lines.items() if name is not None}
+
+
+def _bring_forward(
+    lines: Lines, previous: Sequence[Line], released: Mapping[str, int], held: Sequence[Hold]
+) -> None:
+    """Add balances of the payout before and what was released, take off what is held."""
+
+    def change(kind: str, name: str | None, **amounts: int) -> None:
+        there = lines.get((kind, name), Line(kind, name, 0))
+        lines[kind, name] = replace(there, **{what: getattr(there, what) + n for what, n in amounts.items()})
+
+    for line in previous:
+        if line.balance:
+            change(line.kind, line.name, brought=line.balance)
+    for name, amount in released.items():
+        change(NAMED, name, released=amount)
+    for hold in held:
+        change(NAMED, hold.name, held=hold.amount)
+
+
+def _order(line: Line) -> tuple[int, int, str]:
+    """The largest credit first, then by code points; the unnamed and nobody last."""
+    return (NAMED, UNNAMED, NOBODY_AT_ALL).index(line.kind), -line.units, line.name or ""
+
+
+def _settled(line: Line, terms: Terms) -> Line:
+    """What is paid of a line, and what is carried forward."""
+    due = line.brought + line.released + line.amount - line.held
+    if line.kind == NOBODY_AT_ALL:
+        return line
+    payable = line.kind == NAMED and line.name not in terms.exclusions and due >= terms.minimum
+    return replace(line, paid=due, balance=0) if payable else replace(line, paid=0, balance=due)
+
+
+def _notes(lines: Lines) -> list[str]:
+    """Names that print alike, said in a sentence each."""
+    found = alike(name for kind, name in lines if kind == NAMED)
+    return [
+        f"these names print alike and are paid apart: {', '.join(map(spelt_out, group))}; if they are one, give them "
+        "one name in the metadata and run 'gmv-qdrant ingest --reassign'"
+        for group in found
     ]
-
-
-def write_payout(rows: Sequence[dict[str, Any]], target: Path, columns: Sequence[str]) -> None:
-    """Write rows as ``.csv`` or ``.json``, whole or not at all. Raises `SettingsError` for another suffix."""
-    if target.suffix.lower() == ".json":
-        text = json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n"
-    elif target.suffix.lower() == ".csv":
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = buffer.getvalue()
-    else:
-        raise SettingsError(f"a payout is written as .csv or .json, and {target.name!r} is neither")
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(target)

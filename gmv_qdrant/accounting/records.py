@@ -1,0 +1,123 @@
+"""Payouts in the ledger: rows that are added and never changed, and that give back the payout to the byte."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from gmv_qdrant.accounting.claims import Hold
+from gmv_qdrant.accounting.evidence import Rule, Source
+from gmv_qdrant.accounting.money import Currency
+from gmv_qdrant.accounting.payout import Line, Payout, Terms, value_function
+from gmv_qdrant.errors import SettingsError, did_you_mean
+from gmv_qdrant.ledger.database import Connection, insert
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A payout as the ledger keeps it.
+
+    fingerprint: SHA-256 of the payout's document when it was recorded. versions: of what it was computed with.
+    manifest: SHA-256 of the manifest of the evidence that is kept beside the ledger.
+    """
+
+    payout: Payout
+    recorded_at: datetime
+    fingerprint: str
+    versions: dict[str, str]
+    manifest: str
+
+    @property
+    def days(self) -> tuple[date, date]:
+        return date.fromisoformat(self.payout.first_day), date.fromisoformat(self.payout.last_day)
+
+
+def write_record(con: Connection, record: Record) -> None:
+    """Add the rows of a payout."""
+    payout, terms = record.payout, record.payout.terms
+    row: dict[str, Any] = {
+        "payout_id": payout.payout_id,
+        "period": payout.period,
+        "first_day": date.fromisoformat(payout.first_day),
+        "last_day": date.fromisoformat(payout.last_day),
+        "recorded_at": record.recorded_at,
+        "field": terms.by,
+        "batches": list(payout.batches),
+        "generated_images": payout.generated_images,
+        "currency": terms.currency.code,
+        "decimals": terms.currency.decimals,
+        "budget": terms.budget,
+        "minimum": terms.minimum,
+        "value_function": json.dumps(value_function(terms.rule)),
+        "training_version": payout.training_version,
+        "evidence": json.dumps(dict(payout.evidence)),
+        "exclusions": json.dumps([{"name": name, "reason": why} for name, why in terms.exclusions.items()]),
+        "holds": json.dumps([hold.as_dict() for hold in payout.holds]),
+        "notes": json.dumps(list(payout.notes)),
+        "previous": payout.previous,
+        "fingerprint": record.fingerprint,
+        "versions": json.dumps(record.versions),
+        "manifest": record.manifest,
+    }
+    insert(con, "payouts", {name: [value] for name, value in row.items()})
+    lines = payout.lines
+    columns: dict[str, Any] = {name: [getattr(line, name) for line in lines] for name in Line.__slots__}
+    columns["units"] = [str(line.units) for line in lines]  # Arrow has no integers of 128 bits
+    places = {"payout_id": [payout.payout_id] * len(lines), "place": list(range(1, len(lines) + 1))}
+    insert(con, "payout_lines", {**places, **columns})
+
+
+def read_records(source: Source) -> list[Record]:
+    """All payouts, the oldest first."""
+    rows = source.query("FROM payouts ORDER BY recorded_at, payout_id").to_pylist()
+    lines: dict[str, list[Line]] = {row["payout_id"]: [] for row in rows}
+    named = ", ".join(f'"{name}"' for name in Line.__slots__ if name != "units")
+    kept = source.query(
+        f"SELECT payout_id, {named}, CAST(units AS VARCHAR) AS units FROM payout_lines ORDER BY payout_id, place"
+    )
+    for row in kept.to_pylist():
+        lines.setdefault(row.pop("payout_id"), []).append(Line(**{**row, "units": int(row["units"])}))
+    return [_record(row, lines[row["payout_id"]]) for row in rows]
+
+
+def _record(row: dict[str, Any], lines: list[Line]) -> Record:
+    rule = json.loads(row["value_function"])
+    terms = Terms(
+        by=row["field"],
+        budget=row["budget"],
+        currency=Currency(row["currency"]),
+        rule=Rule(name=rule.pop("rule"), **rule),
+        exclusions={one["name"]: one["reason"] for one in json.loads(row["exclusions"])},
+        minimum=row["minimum"],
+    )
+    payout = Payout(
+        terms=terms,
+        batches=tuple(row["batches"]),
+        generated_images=row["generated_images"],
+        training_version=row["training_version"],
+        evidence=json.loads(row["evidence"]),
+        lines=tuple(lines),
+        holds=tuple(
+            Hold(tuple(one["images"]), one["name"], one["amount"]) for one in json.loads(row["holds"])
+        ),
+        notes=tuple(json.loads(row["notes"])),
+        previous=row["previous"],
+        payout_id=row["payout_id"],
+        period=row["period"],
+        first_day=row["first_day"].isoformat(),
+        last_day=row["last_day"].isoformat(),
+    )
+    return Record(payout, row["recorded_at"], row["fingerprint"], json.loads(row["versions"]), row["manifest"])
+
+
+def find_record(records: list[Record], payout_id: str) -> Record:
+    """The record of this id. Raises `SettingsError`, with the ids there are."""
+    known = [record.payout.payout_id for record in records]
+    if payout_id not in known:
+        there = ", ".join(known) or "none yet"
+        raise SettingsError(
+            f"there is no payout {payout_id!r}{did_you_mean(payout_id, known)} (recorded: {there})"
+        )
+    return records[known.index(payout_id)]
