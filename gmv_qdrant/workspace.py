@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, get_arg
 import duckdb
 
 from gmv_qdrant import folder
-from gmv_qdrant.accounting.payout import Money, payout
 from gmv_qdrant.errors import SettingsError, SourceError, StoreError, did_you_mean
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
@@ -27,6 +26,9 @@ from gmv_qdrant.ledger.runs import Run, recorded
 from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings, with_preset
 
 if TYPE_CHECKING:
+    from gmv_qdrant.accounting.money import Money
+    from gmv_qdrant.accounting.payout import PayoutRows
+    from gmv_qdrant.accounting.verify import Discrepancy
     from gmv_qdrant.pipeline.check import Finding
     from gmv_qdrant.pipeline.context import Context
     from gmv_qdrant.pipeline.streams import Progress
@@ -430,26 +432,88 @@ class Workspace:
 
     def payout(
         self,
-        budget: Money,
+        budget: "Money",
         by: str = "owner",
         *,
-        floor: Money = 0,
-        exclude: Collection[str | None] = (),
-        rule: str = "shares",
-        **function: Unpack[ValueOptions],
-    ) -> list[dict[str, Any]]:
-        """Share a budget by credit, to the cent: rows ``{by: name, "amount": "12.34", "value": ..., "share": ...}``.
+        record: str | None = None,
+        batch: str | Sequence[str] | None = None,
+        currency: str | None = None,
+        minimum: "Money | None" = None,
+        exclude: Mapping[str | None, str] | Collection[str | None] = (),
+        hold: bool = False,
+        release: bool = False,
+        allow_overlap: bool = False,
+        rule: str | None = None,
+        k: int | None = None,
+        temperature: float | None = None,
+        calibration: str | None = None,
+        quality_weighted: bool | None = None,
+    ) -> "PayoutRows":
+        """Share a budget by credit, to the smallest unit: rows ``{by: name, "amount": "12.34", "paid": ..., ...}``.
 
-        The amounts add up to the budget exactly. floor: who would get less is paid nothing, and the others share it.
-        exclude: names that get nothing and aren't listed; None is those without a name.
+        The amounts add up to the budget exactly. record: the period (``2026-Q1``) under which it is kept; None is a
+        preview. minimum: what is less is carried forward. exclude: names that get nothing, best with the reason; None
+        is those without a name. hold: keep back what several names claim; release: give back what was held.
+        rule and all after it: the value function; what isn't given is as ``[value]`` of ``gmv.toml`` says.
         """
-        if by == "image":
-            raise SettingsError(
-                "a payout goes to owners or other groups, not to images: see 'credits --by image'"
+        from gmv_qdrant.accounting import accounts
+        from gmv_qdrant.accounting.money import Currency
+        from gmv_qdrant.accounting.payout import PayoutRows, Terms
+
+        standing = self.settings.payout
+        money = Currency(currency or standing.currency)
+        name, function = accounts.standing_function(
+            self.published,
+            self.settings.value,
+            rule=rule,
+            k=k,
+            temperature=temperature,
+            calibration=calibration,
+            quality_weighted=quality_weighted,
+        )
+        terms = Terms(
+            by=by,
+            budget=money.parse(budget),
+            currency=money,
+            rule=name,
+            function=function,
+            batches=[batch] if isinstance(batch, str) else batch,
+            exclusions=dict(exclude) if isinstance(exclude, Mapping) else dict.fromkeys(exclude, ""),
+            minimum=money.parse(standing.minimum if minimum is None else minimum, "minimum"),
+            hold=hold,
+            release=release,
+        )
+        if record is None:
+            return PayoutRows(*accounts.preview(self.path, self.published, terms))
+        with folder.alone(self.path):
+            return PayoutRows(
+                *accounts.record(self.path, self.ledger, terms, record, allow_overlap=allow_overlap)
             )
-        table = queries.credits(self.published, by, self._function(function), None, rule)
-        found = zip(table.column(0).to_pylist(), table["value"].to_pylist(), strict=True)
-        return payout(by, list(found), budget, floor=floor, exclude=exclude)
+
+    def payouts(self) -> list[dict[str, Any]]:
+        """The recorded payouts, the oldest first."""
+        from gmv_qdrant.accounting.records import read_records
+
+        return [record.summary() for record in read_records(self.published)]
+
+    def payout_record(self, payout: str) -> "PayoutRows":
+        """The lines of a recorded payout."""
+        from gmv_qdrant.accounting.payout import PayoutRows
+        from gmv_qdrant.accounting.records import find_record, read_records
+
+        return PayoutRows(find_record(read_records(self.published), payout).payout)
+
+    def export_payout(self, payout: str, directory: str | Path) -> list[Path]:
+        """Write what a stranger needs to recompute a recorded payout, with a manifest; returns the files."""
+        from gmv_qdrant.accounting.accounts import export
+
+        return export(self.path, self.published, payout, Path(directory))
+
+    def verify(self, payout: str | None = None) -> "list[Discrepancy]":
+        """Whether recorded payouts, or this one, are what was recorded and follow from their evidence."""
+        from gmv_qdrant.accounting.verify import verify
+
+        return verify(self.path, self.published, payout)
 
     # -- the Qdrant that is there --------------------------------------------------------------------
 

@@ -1,151 +1,356 @@
-"""Payouts: to the cent, the budget exactly, the same for everybody who computes it."""
+"""Payouts: to the unit, the budget exactly, the same for everybody who computes them, and recorded once."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import json
+import math
+import os
+import shutil
+import subprocess
+import sys
 from decimal import Decimal
-from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.accounting.payout import allocate, cents, money, payout
+from gmv_qdrant.accounting.evidence import UNIT, Evidence
+from gmv_qdrant.accounting.money import Currency
+from gmv_qdrant.accounting.payout import Payout, Terms, compute
 from gmv_qdrant.cli.main import cli
-from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.errors import LedgerError, SettingsError
+from gmv_qdrant.ledger.queries import ValueFunction
 
-values = st.lists(
-    st.one_of(st.floats(0, 1e6), st.sampled_from([0.0, 1.0, 1 / 3, 2.0])), min_size=1, max_size=30
-).filter(lambda v: sum(v) > 0)
+EUR = Currency("EUR")
 
-
-@given(values, st.integers(0, 10**12), st.integers(0, 10**4))
-def test_amounts_add_up_and_follow_the_values(values: list[float], budget: int, floor: int) -> None:
-    try:
-        amounts = allocate(values, budget, floor)
-    except SettingsError:
-        assert floor > 0  # nobody reaches it
-        return
-    assert sum(amounts) == budget
-    paid = [i for i, amount in enumerate(amounts) if amount]
-    assert all(amounts[i] >= floor for i in paid)
-    assert all(amount == 0 for amount, value in zip(amounts, values, strict=True) if value == 0)
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    assert all(amounts[a] <= amounts[b] + (values[a] == values[b]) for a, b in itertools.pairwise(order))
-    if floor == 0:
-        total = sum(map(Fraction, values))
-        assert all(abs(a - Fraction(v) * budget / total) < 1 for a, v in zip(amounts, values, strict=True))
+# -- on evidence made up -----------------------------------------------------------------------------
 
 
-@given(values, st.integers(1, 10**8), st.integers(1, 10**6))
-def test_the_floor_drops_as_few_as_it_can(values: list[float], budget: int, floor: int) -> None:
-    """The definition, searched: the largest set of top values in which everybody reaches the floor."""
-    exact = [Fraction(v) for v in values]
-    best: list[int] = []
-    for least in sorted({v for v in exact if v > 0}):
-        members = [i for i, v in enumerate(exact) if v >= least]
-        if least * budget >= floor * sum(exact[i] for i in members):
-            best = members
-            break
-    try:
-        amounts = allocate(values, budget, floor)
-    except SettingsError:
-        assert not best
-        return
-    assert {i for i, amount in enumerate(amounts) if amount} == set(best)
+class Small:
+    """Evidence in plain lists: names of each image's sources, and of each generated image its matches and quality."""
+
+    def __init__(
+        self,
+        names: list[list[str | None]],
+        matches: list[list[tuple[int, float]]],
+        quality: list[float | None] | None = None,
+    ) -> None:
+        self.names, self.matches = names, matches
+        self.quality = quality or [None] * len(matches)
+
+    def evidence(self, images: list[int] | None = None, generated: list[int] | None = None) -> Evidence:
+        """images, generated: the order that they stand in."""
+        images = images or list(range(len(self.names)))
+        generated = generated or list(range(len(self.matches)))
+        place = {image: row for row, image in enumerate(images)}
+        sources = [
+            {"image": place[image], "uri": f"{image}-{n}", "name": name, "licence": None}
+            for image in images
+            for n, name in enumerate(self.names[image])
+        ]
+        matches = [
+            {"generated": row, "rank": rank, "image": place[image], "distance": distance}
+            for row, one in enumerate(generated)
+            for rank, (image, distance) in enumerate(self.matches[one], 1)
+        ]
+        texts = {"batch": pa.string(), "uri": pa.string(), "sha256": pa.string(), "quality": pa.float64()}
+        of_generated = [
+            {"batch": "b", "uri": f"g{j}", "sha256": f"{j:064x}", "quality": self.quality[j]}
+            for j in generated
+        ]
+        kinds = {"image": pa.int32(), "uri": pa.string(), "name": pa.string(), "licence": pa.string()}
+        numbers = {"generated": pa.int32(), "rank": pa.int32(), "image": pa.int32(), "distance": pa.float64()}
+        pairs = {"image": pa.int32(), "other": pa.int32(), "distance": pa.float64()}
+        return Evidence.of_tables(
+            {
+                "generated": pa.Table.from_pylist(of_generated, schema=pa.schema(texts)),
+                "images": pa.table(
+                    {"id": [f"p{i}" for i in images], "sha256": [f"{i:064x}" for i in images]}
+                ),
+                "sources": pa.Table.from_pylist(sources, schema=pa.schema(kinds)),
+                "matches": pa.Table.from_pylist(matches, schema=pa.schema(numbers)),
+                "copies": pa.Table.from_pylist([], schema=pa.schema(pairs)),
+            }
+        )
 
 
-@given(values, st.integers(0, 10**9), st.randoms())
-def test_the_order_of_rows_only_breaks_ties_of_equals(
-    values: list[float], budget: int, random: object
+@st.composite
+def ledgers(draw: st.DrawFn, most: int = 7) -> Small:
+    names = st.lists(st.sampled_from(["Ada", "Bay", "Cy", None]), min_size=1, max_size=3)
+    training = draw(st.lists(names, min_size=1, max_size=most))
+    scale = draw(st.sampled_from([1.0, 0.01, 700.0]))
+    distance = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5])).map(lambda d: d * scale)
+    matches = []
+    for _ in range(draw(st.integers(1, 5))):
+        who = draw(st.permutations(range(len(training))))[: draw(st.integers(1, len(training)))]
+        matches.append(sorted(((i, draw(distance)) for i in who), key=lambda pair: (pair[1], pair[0])))
+    quality = st.one_of(st.none(), st.floats(0, 1))
+    return Small(training, matches, draw(st.lists(quality, min_size=len(matches), max_size=len(matches))))
+
+
+functions = st.builds(
+    ValueFunction,
+    k=st.sampled_from([1, 2, 3, 30, None]),
+    temperature=st.sampled_from([1.0, 0.1, 25.0]),
+    quality_weighted=st.booleans(),
+    null_distance=st.sampled_from([None, 0.3, 500.0]),
+    relative=st.booleans(),
+)
+
+
+def holders(names: list[str | None]) -> list[str | None]:
+    """Distinct names; nobody's only where nobody is named."""
+    return sorted({name for name in names if name is not None}) or [None]
+
+
+def by_definition(small: Small, rule: str, function: ValueFunction) -> dict[Any, float]:
+    """Credit by name, by brute force; ``0`` is nobody. Owner Shapley: over all orders in which names may arrive."""
+    credit: dict[Any, float] = {}
+    for row, quality in zip(small.matches, small.quality, strict=True):
+        q = 1.0 if quality is None or not function.quality_weighted else quality
+        unit = max(max(d for _, d in row[:30]), 1e-300)
+        near = [(i, min(d / unit, 1e6) if function.relative else d) for i, d in row][: function.k]
+        nobody = function.null_distance
+        best = min([d for _, d in near] + ([nobody] if nobody is not None else []))
+
+        def weight(d: float, best: float = best) -> float:
+            return math.exp((best - d) / function.temperature)
+
+        parts: dict[Any, float] = {}
+        if rule == "shares":
+            weights = [(i, weight(d)) for i, d in near]
+            total = sum(w for _, w in weights) + (weight(nobody) if nobody is not None else 0.0)
+            for i, w in weights:
+                for name in holders(small.names[i]):
+                    parts[name] = parts.get(name, 0.0) + w / total / len(holders(small.names[i]))
+            if nobody is not None:
+                parts[0] = weight(nobody) / total
+        else:
+            worth: dict[Any, float] = {} if nobody is None else {0: weight(nobody)}
+            for i, d in near:
+                for name in holders(small.names[i]):
+                    worth[name] = max(worth.get(name, 0.0), weight(d))
+            orders = list(itertools.permutations(worth))
+            for order in orders:
+                so_far = 0.0
+                for name in order:
+                    parts[name] = parts.get(name, 0.0) + max(worth[name] - so_far, 0.0) / len(orders)
+                    so_far = max(so_far, worth[name])
+        for name, part in parts.items():
+            credit[name] = credit.get(name, 0.0) + q * part
+    return credit
+
+
+def units(evidence: Evidence) -> dict[Any, int]:
+    rows = evidence.rows(
+        "SELECT id, name, CAST(sum(units) AS HUGEINT) AS units FROM earned LEFT JOIN names USING (id) GROUP BY ALL"
+    )
+    return {row["name"] if row["id"] else 0: int(row["units"]) for row in rows}
+
+
+@settings(max_examples=60, deadline=None)
+@given(ledgers(), functions, st.sampled_from(["owner-shapley", "shares"]))
+def test_units_are_the_rules_by_definition(small: Small, function: ValueFunction, rule: str) -> None:
+    evidence = small.evidence()
+    evidence.earn(rule, function)
+    expected = by_definition(small, rule, function)
+    found = units(evidence)
+    assert found.keys() == expected.keys()
+    for name, credit in expected.items():
+        assert found[name] / UNIT == pytest.approx(credit, abs=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ledgers(), functions, st.sampled_from(["owner-shapley", "shares"]), st.randoms())
+def test_a_payout_knows_no_order_of_taking_in_or_valuing(
+    small: Small, function: ValueFunction, rule: str, random: Any
 ) -> None:
-    amounts = sorted(zip(values, allocate(values, budget), strict=True))
-    shuffled = list(values)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert sorted(zip(shuffled, allocate(shuffled, budget), strict=True)) == amounts
+    terms = Terms("owner", 100_003, EUR, rule, function)
+    images, generated = list(range(len(small.names))), list(range(len(small.matches)))
+    random.shuffle(images)
+    random.shuffle(generated)
+    try:
+        one = compute(small.evidence(), terms, training_version=1)
+    except SettingsError:  # no credit at all
+        return
+    other = compute(small.evidence(images, generated), terms, training_version=1)
+    assert one.lines == other.lines
+    assert sum(line.amount for line in one.lines) == 100_003
+    for line in one.lines:
+        assert line.low <= line.amount <= line.high <= 100_003
+        due = line.brought + line.released + line.amount - line.held
+        assert due == (line.paid + line.balance if line.kind != "nobody" else line.amount)
+    ordered = [line for line in one.lines if line.kind == "named"]
+    assert all(a.amount >= b.amount and a.units >= b.units for a, b in itertools.pairwise(ordered))
 
 
-def test_the_rest_goes_to_the_largest_remainders() -> None:
-    assert allocate([1.0, 1.0, 1.0], 100) == [34, 33, 33]
-    assert allocate([5.0, 3.0, 1.0], 10) == [6, 3, 1]  # 5.56, 3.33, 1.11
-    assert allocate([1.0, 2.0, 3.0], 4) == [1, 1, 2]  # 0.67, 1.33, 2
+@cache
+def tiny_evidence() -> Evidence:
+    return Small([["Ada"]], [[(0, 0.1)]]).evidence()
 
 
-def test_a_floor_shares_what_it_keeps_back() -> None:
-    assert allocate([90.0, 9.0, 1.0], 10_000, 500) == [9091, 909, 0]
-    assert allocate([4.0, 3.0, 3.0], 1000, 350) == [1000, 0, 0]  # equals stay or go together
-    with pytest.raises(SettingsError, match="leaves nobody"):
-        allocate([1.0, 1.0, 1.0], 1470, 500)
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 60), min_size=1, max_size=50))
+def test_the_exponential_of_money_is_that_of_everybody(numbers: list[float]) -> None:
+    evidence = Small([["Ada"]], [[(0, 0.1)]]).evidence()
+    for row in evidence.rows(
+        "SELECT x, _exp_minus(x) AS found FROM (SELECT unnest(?::DOUBLE[]) AS x)", [numbers]
+    ):
+        assert row["found"] == pytest.approx(math.exp(-row["x"]), rel=5e-16, abs=2**-60)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("10000", 1_000_000),
-        ("5.00", 500),
-        ("0.01", 1),
-        (12, 1200),
-        (0.1, 10),
-        (Decimal("1.5"), 150),
-        ("1e3", 100_000),
-    ],
-)
-def test_amounts_are_read_exactly(text: str | int | float | Decimal, expected: int) -> None:
-    assert cents(text) == expected
-    assert money(expected) == f"{Decimal(str(text)):.2f}"
+THREE = Small([["Ada"], ["Bay"], ["Cy"]], [[(0, 0.1), (1, 0.2), (2, 0.3)]])
 
 
-@pytest.mark.parametrize(
-    "text", ["-1", "-0.01", "0.001", "10.005", "ten", "", "nan", "inf", "1e15", "1e999999999", 0.1 + 0.2]
-)
-def test_other_amounts_are_refused(text: str | float) -> None:
-    with pytest.raises(SettingsError, match="budget"):
-        cents(text)
+def pay(small: Small = THREE, budget: int = 10_000, **terms: Any) -> Payout:
+    previous = terms.pop("previous", None)
+    function = ValueFunction(k=None, temperature=terms.pop("temperature", 0.1))
+    return compute(
+        small.evidence(),
+        Terms("owner", budget, EUR, function=function, **terms),
+        training_version=1,
+        previous=previous,
+    )
 
 
-def test_excluded_names_leave_and_the_unnamed_stay_unless_excluded() -> None:
-    credits = [("Ada", 5.0), (None, 3.0), ("Bay", 2.0), ("Cy", 0.0)]
-    rows = payout("owner", credits, "100")
-    assert [(row["owner"], row["amount"]) for row in rows] == [
-        ("Ada", "50.00"), (None, "30.00"), ("Bay", "20.00"), ("Cy", "0.00"),
-    ]  # fmt: skip
-    rows = payout("owner", credits, "100", exclude=["Ada", None])
-    assert [(row["owner"], row["amount"], row["share"]) for row in rows] == [
-        ("Bay", "100.00", 1.0),
-        ("Cy", "0.00", 0.0),
+def test_less_than_the_minimum_is_carried_forward_until_it_is_enough() -> None:
+    first = pay(minimum=1000)
+    assert [(line.name, line.amount, line.paid, line.balance) for line in first.lines] == [
+        ("Ada", 7935, 7935, 0),
+        ("Bay", 1614, 1614, 0),
+        ("Cy", 451, 0, 451),
     ]
-    with pytest.raises(SettingsError, match="'Adda'"):
-        payout("owner", credits, "100", exclude=["Adda"])
+    second = pay(minimum=1000, previous=first)
+    assert second.line_of("Cy").balance == 902  # type: ignore[union-attr]
+    third = pay(minimum=1000, previous=second)
+    cy = third.line_of("Cy")
+    assert cy is not None
+    assert (cy.brought, cy.amount, cy.paid, cy.balance) == (902, 451, 1353, 0)
+    gone = pay(
+        Small([["Ada"]], [[(0, 0.1)]]), previous=second
+    )  # her image was withdrawn: the balance is still hers
+    cy = gone.line_of("Cy")
+    assert cy is not None
+    assert (cy.units, cy.brought, cy.amount, cy.paid) == (0, 902, 0, 902)
+    with pytest.raises(SettingsError, match=r"minimum of 200\.00 is more than the whole budget of 100\.00"):
+        pay(minimum=20_000)
+
+
+def test_the_excluded_get_nothing_and_keep_their_balance() -> None:
+    first = pay(minimum=1000)
+    second = pay(previous=first, exclusions={"Cy": "a test account"})
+    cy = second.line_of("Cy")
+    assert cy is not None
+    assert (cy.amount, cy.brought, cy.paid, cy.balance) == (0, 451, 0, 451)
+    assert sum(line.amount for line in second.lines) == 10_000
+    with pytest.raises(SettingsError, match=r"no owner is called 'Baye' \(did you mean 'Bay'\?\)"):
+        pay(exclusions={"Baye": ""})
+    with pytest.raises(SettingsError, match="without a name"):
+        pay(exclusions={None: ""})
+    with pytest.raises(SettingsError, match="everybody who earned credit is excluded"):
+        pay(exclusions={"Ada": "", "Bay": "", "Cy": ""})
 
 
 def test_without_credit_there_is_nothing_to_pay_by() -> None:
     with pytest.raises(SettingsError, match="no credit"):
-        payout("owner", [("Ada", 0.0)], "1")
-    assert payout("owner", [("Ada", 0.0)], "0")[0]["amount"] == "0.00"
+        pay(Small([["Ada"]], [[(0, 0.1)]], [0.0]))
+    assert pay(Small([["Ada"]], [[(0, 0.1)]], [0.0]), budget=0).lines[0].amount == 0
+
+
+def test_nobody_and_the_unnamed_are_lines_that_are_not_paid() -> None:
+    small = Small([["Ada"], [None]], [[(0, 0.1), (1, 0.1)]])
+    function = ValueFunction(k=None, temperature=0.1, null_distance=0.1)
+    found = compute(small.evidence(), Terms("owner", 300, EUR, function=function), training_version=1)
+    assert [(line.kind, line.amount, line.paid, line.balance) for line in found.lines] == [
+        ("named", 100, 100, 0),
+        ("unnamed", 100, 0, 100),
+        ("nobody", 100, 0, 0),
+    ]
+
+
+def test_a_copy_without_an_owner_takes_nothing() -> None:
+    assert [line.amount for line in pay(Small([["Ada", None, None]], [[(0, 0.1)]])).lines] == [10_000]
+
+
+def test_names_that_print_alike_are_said_and_paid_apart() -> None:
+    found = pay(Small([["Jos\u00e9"], ["Jose\u0301"]], [[(0, 0.1), (1, 0.1)]]))
+    assert [line.amount for line in found.lines] == [5000, 5000]
+    assert "print alike and are paid apart: 'Jose\\u0301', 'Jos\\xe9'" in found.notes[0]
+
+
+def test_what_several_claim_is_held_until_the_history_settles_it() -> None:
+    disputed = Small([["Ada", "Eve"], ["Bay"], ["Ada"]], [[(0, 0.1), (1, 0.2)], [(2, 0.1), (1, 0.4)]])
+    plain, held = pay(disputed), pay(disputed, hold=True)
+    assert [line.amount for line in plain.lines] == [line.amount for line in held.lines]
+    ada, eve, bay = (held.line_of(name) for name in ("Ada", "Eve", "Bay"))
+    assert ada is not None
+    assert eve is not None
+    assert bay is not None
+    assert 0 < ada.held < ada.amount  # her other image is hers alone
+    assert (ada.paid, ada.balance) == (ada.amount - ada.held, 0)
+    assert (eve.held, eve.paid) == (eve.amount, 0)
+    assert bay.held == 0
+    assert [(hold.name, hold.amount) for hold in held.holds] == [("Ada", ada.held), ("Eve", eve.held)]
+
+    still = pay(disputed, previous=held)
+    assert still.holds == held.holds
+    settled = Small([["Ada"], ["Bay"], ["Ada"]], disputed.matches)
+    after = pay(settled, previous=held, hold=True)
+    ada = after.line_of("Ada")
+    assert ada is not None
+    assert ada.released == sum(hold.amount for hold in held.holds)
+    assert ada.paid == ada.amount + ada.released
+    assert after.holds == ()
+    assert after.line_of("Eve") is None
+
+    given_back = pay(disputed, previous=held, release=True)
+    assert given_back.holds == ()
+    assert [given_back.line_of(n).released for n in ("Ada", "Eve")] == [  # type: ignore[union-attr]
+        hold.amount for hold in held.holds
+    ]
+
+
+def test_near_copies_are_one_claim() -> None:
+    evidence = Small([["Ada"], ["Eve"], ["Eve"]], [[(0, 0.1), (1, 0.11), (2, 0.5)]]).evidence()
+    evidence._con.execute("INSERT INTO copies VALUES (0, 1, 0.001), (1, 2, 0.001)")
+    from gmv_qdrant.accounting.claims import find_claims
+
+    assert [(claim.images, claim.names) for claim in find_claims(evidence)] == [
+        (("p0", "p1"), ("Ada", "Eve"))
+    ]
+
+
+# -- on a workspace ----------------------------------------------------------------------------------
+
+
+def paint(folder: Path, count: int, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = random.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """38 images of three owners, two of nobody, and 12 generated ones."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """38 images of three owners, two of nobody, and 12 generated ones in the batch ``first``."""
     folder = tmp_path_factory.mktemp("payout")
-    random = np.random.default_rng(0)
-    for name, count in (("training", 40), ("generated", 12)):
-        (folder / name).mkdir()
-        for i in range(count):
-            Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
-                folder / name / f"{i}.png"
-            )
-    owned = [f"{i}.png,{('Ada', 'Bay, Ltd', 'Çy')[i % 3]}" for i in range(38)]
-    owned = [line.replace("Bay, Ltd", '"Bay, Ltd"') for line in owned]
+    paint(folder / "training", 40, 0)
+    paint(folder / "generated", 12, 1)
+    names = ("Ada", '"Bay, Ltd"', "Çy")
+    owned = [f"{i}.png,{names[i % 3]}" for i in range(38)]
     (folder / "training/metadata.csv").write_text("\n".join(["file_name,owner", *owned]), encoding="utf-8")
-    made = Workspace.init(
+    workspace = Workspace.init(
         folder / "ws",
         encoder="pixels:16",
         distance="l2@16",
@@ -153,9 +358,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         candidates=20,
         quantization="none",
     )
-    made.ingest([folder / "training"])
-    made.value([folder / "generated"])
-    return made
+    workspace.ingest([folder / "training"])
+    workspace.value([folder / "generated"], batch="first")
+    return folder
+
+
+@pytest.fixture
+def workspace(made: Path, tmp_path: Path) -> Workspace:
+    """A copy to record in."""
+    shutil.copytree(made / "ws", tmp_path / "ws")
+    return Workspace(tmp_path / "ws")
 
 
 def gmv(workspace: Workspace, *arguments: str) -> Result:
@@ -179,30 +391,173 @@ def test_command_line_json_and_files_say_the_same(workspace: Workspace, tmp_path
     assert gmv(workspace, "payout", "--budget", "1", "--out", str(tmp_path / "pay.xls")).exit_code == 1
 
 
+def test_values_are_those_of_credits(workspace: Workspace) -> None:
+    for rule, k in (("owner-shapley", None), ("shares", 30)):
+        credits = {row[0]: row[1] for row in workspace.credits("owner", rule=rule, k=k).fetchall()}
+        paid = {row["owner"]: row["value"] for row in workspace.payout(1, rule=rule)}
+        assert paid == pytest.approx(credits, abs=1e-12)
+
+
+def test_the_standing_value_function_is_said_and_options_change_it_for_once(workspace: Workspace) -> None:
+    said = gmv(workspace, "payout", "--budget", "1").stderr
+    assert (
+        "rule owner-shapley over all candidates, temperature 1 (the paper's; 'gmv-qdrant calibrate'" in said
+    )
+    assert "owners, effectively" in said
+    workspace.calibrate(probes=40)
+    said = gmv(workspace, "payout", "--budget", "1").stderr
+    assert "(calibration default@1)" in said
+    with (workspace.path / "gmv.toml").open("a") as file:
+        file.write(
+            '\n[value]\nrule = "shares"\ntemperature = 0.5\n[payout]\ncurrency = "KWD"\nminimum = "0.100"\n'
+        )
+    done = gmv(workspace, "payout", "--budget", "10", "--json")
+    assert "rule shares over the 30 nearest, temperature 0.5, weighted" in done.stderr
+    assert {len(row["amount"].partition(".")[2]) for row in json.loads(done.stdout)} == {3}
+    said = gmv(workspace, "payout", "--budget", "10", "--calibration", "default@1", "-k", "5").stderr
+    assert "rule shares over the 5 nearest" in said
+    assert "(calibration default@1)" in said
+    refused = gmv(workspace, "payout", "--budget", "10", "--calibration", "default@2")
+    assert "did you mean 'default@1'" in refused.stderr
+
+
 def test_command_line_excludes_and_refuses(workspace: Workspace) -> None:
     done = gmv(workspace, "payout", "--budget", "99.99", "--exclude", "Ada", "--exclude-unnamed", "--json")
     assert {row["owner"] for row in json.loads(done.stdout)} == {"Bay, Ltd", "Çy"}
     assert sum(Decimal(row["amount"]) for row in json.loads(done.stdout)) == Decimal("99.99")
-    for wrong in ("-1", "1.005", "lots"):
-        refused = gmv(workspace, "payout", "--budget", wrong)
-        assert refused.exit_code == 1
+    for wrong in ("-1", "1.005", "lots", "10.000", "10,000", "1e-99999999"):
+        refused = gmv(workspace, "payout", f"--budget={wrong}")
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
         assert "budget" in refused.stderr
-    assert gmv(workspace, "payout", "--budget", "1", "--by", "image").exit_code == 1
-
-
-def test_credits_with_intervals_and_other_functions(workspace: Workspace) -> None:
-    plain = json.loads(gmv(workspace, "credits", "--json").stdout)
-    found = json.loads(gmv(workspace, "credits", "--interval", "95", "--json").stdout)
-    assert [{k: v for k, v in row.items() if k not in ("low", "high")} for row in found] == plain
-    assert all(row["low"] <= row["value"] <= row["high"] for row in found)
-    for arguments in (("--function", "owner-shapley"), ("--function", "knn-shapley", "--by", "image")):
-        rows = json.loads(gmv(workspace, "credits", *arguments, "--json").stdout)
-        assert sum(row["value"] for row in rows) == pytest.approx(12)
-    for wrong in (
-        ("--function", "knn-shapley"),
-        ("--function", "owner-shapley", "--by", "image"),
-        ("--interval", "95", "--by", "image"),
-        ("--interval", "0.95"),
-        ("--interval", "100"),
+    for wrong, words in (
+        (("--by", "image"), "not to images"),
+        (("--by", "camera"), "no training image has the attribute 'camera'"),
+        (("--batch", "frist"), r"'frist' (did you mean 'first'?) (there are: 'first')"),
+        (("--currency", "EURO"), "ISO 4217"),
+        (("--exclude", "Adda"), "did you mean 'Ada'"),
+        (("--minimum", "2000"), "more than the whole budget"),
     ):
-        assert gmv(workspace, "credits", *wrong).exit_code == 1
+        refused = gmv(workspace, "payout", "--budget", "100", *wrong)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1), refused.stderr
+        assert words in refused.stderr
+    assert gmv(workspace, "payout").exit_code == 2
+
+
+def test_a_recorded_payout_is_listed_shown_exported_and_verified(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    preview = workspace.payout("10000", currency="JPY")
+    done = gmv(workspace, "payout", "--budget", "10000", "--currency", "JPY", "--record", "2026q1", "--json")
+    assert json.loads(done.stdout) == preview
+    (row,) = json.loads(gmv(workspace, "payout", "list", "--json").stdout)
+    assert (row["payout"], row["first_day"], row["last_day"]) == ("2026-Q1", "2026-01-01", "2026-03-31")
+    assert (row["batches"], row["currency"], row["budget"]) == (["first"], "JPY", "10000")
+    shown = json.loads(gmv(workspace, "payout", "show", "2026-Q1", "--json").stdout)
+    assert shown["fingerprint"] == row["fingerprint"]
+    assert sum(line["amount"] for line in shown["lines"]) == 10_000
+    assert "fingerprint " + row["fingerprint"] in gmv(workspace, "payout", "show", "2026-Q1").stderr
+    assert gmv(workspace, "payout", "export", "2026-Q1", str(tmp_path / "out")).exit_code == 0
+    assert (tmp_path / "out/payout.json").read_bytes() == workspace.payout_record("2026-Q1").payout.document()
+    assert gmv(workspace, "payout", "export", "2026-Q1", str(tmp_path / "out")).exit_code == 1
+    assert "did you mean '2026-Q1'" in gmv(workspace, "payout", "show", "2026-Q2").stderr
+    verified = gmv(workspace, "verify", "--json")
+    assert (verified.exit_code, json.loads(verified.stdout)) == (0, [])
+
+
+def test_a_payout_is_recorded_once(workspace: Workspace) -> None:
+    workspace.payout(100, record="2026-Q1")
+    for period in ("2026-Q1", "2026-02", "2026"):
+        with pytest.raises(
+            SettingsError, match=r"12 of these 12 generated images were paid by before, in 2026-Q1"
+        ):
+            workspace.payout(100, record=period)
+    again = workspace.payout(100, record="2026-02", allow_overlap=True)
+    assert again.payout.payout_id == "2026-02"
+    assert workspace.payout(100, record="2026-Q1", allow_overlap=True).payout.payout_id == "2026-Q1.2"
+    later = workspace.payout(100, record="2026-Q2")
+    assert any("were paid by before, in 2026-Q1" in note for note in later.payout.notes)
+    assert later.payout.previous == workspace.payout_record("2026-Q1.2").payout.fingerprint
+    with pytest.raises(SettingsError, match="say why 'Ada' is excluded"):
+        workspace.payout(100, record="2027", exclude=["Ada"])
+    kept = workspace.payout(100, record="2027", exclude={"Ada": "left"}).payout
+    assert kept.terms.exclusions == {"Ada": "left"}
+    assert [row["payout"] for row in workspace.payouts()] == [
+        "2026-Q1",
+        "2026-02",
+        "2026-Q1.2",
+        "2026-Q2",
+        "2027",
+    ]
+    assert workspace.verify() == []
+
+
+def test_changed_evidence_is_said_and_the_payout_stands(workspace: Workspace, made: Path) -> None:
+    recorded = workspace.payout(100, record="2026-Q1")
+    paint(made / "more", 3, 9)
+    workspace.ingest([made / "more"], owner="Dee")
+    with pytest.raises(LedgerError, match="gmv-qdrant update"):
+        workspace.payout(100, record="2026-Q2")
+    workspace.update()
+    notes = workspace.payout(100).payout.notes
+    assert any("evidence of the payout 2026-Q1 has changed since it was recorded" in note for note in notes)
+    (found,) = workspace.verify()
+    assert not found.wrong
+    assert "ingest, update" in str(found)
+    assert workspace.payout_record("2026-Q1") == recorded
+    assert gmv(workspace, "verify").exit_code == 0
+
+
+def test_an_attribute_may_be_called_like_a_column(tmp_path: Path) -> None:
+    paint(tmp_path / "training", 6, 0)
+    rows = [f"{i}.png,{'xy'[i % 2]},a{i % 2}" for i in range(6)]
+    (tmp_path / "training/metadata.csv").write_text("\n".join(["file_name,value,amount", *rows]))
+    paint(tmp_path / "generated", 2, 1)
+    workspace = Workspace.init(
+        tmp_path / "ws",
+        encoder="pixels:16",
+        distance="l2@16",
+        quality="none",
+        candidates=5,
+        quantization="none",
+    )
+    with pytest.raises(LedgerError, match="no generated image was valued yet"):
+        workspace.payout(1)
+    workspace.ingest([tmp_path / "training"])
+    workspace.value([tmp_path / "generated"])
+    assert {row["name"] for row in workspace.payout(100, by="value")} == {"x", "y"}
+    assert sum(Decimal(row["amount"]) for row in workspace.payout(100, by="amount")) == 100
+
+
+@pytest.mark.parametrize("zone", ["PST", "IST", "Pacific/Kiritimati", "GMT+5"])
+def test_no_zone_or_locale_is_in_anything_that_is_money(workspace: Workspace, zone: str) -> None:
+    code = (
+        "import sys; from gmv_qdrant import Workspace; "
+        "sys.stdout.write(Workspace(sys.argv[1]).payout(100, exclude={'Ada': 'x'}).payout.fingerprint)"
+    )
+    environment = {**os.environ, "TZ": zone, "LC_ALL": "C", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(workspace.path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout == workspace.payout(100, exclude={"Ada": "x"}).payout.fingerprint, done.stderr
+
+
+def test_recording_that_was_stopped_is_said_and_can_be_done_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gmv_qdrant.accounting import accounts
+
+    def stop(*_: Any) -> None:
+        raise LedgerError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "write_record", stop)
+        with pytest.raises(LedgerError, match="stopped"):
+            workspace.payout(100, record="2026-Q1")
+    (found,) = workspace.verify()
+    assert "recording it was stopped" in str(found)
+    workspace.payout(100, record="2026-Q1")
+    assert workspace.verify() == []

@@ -35,11 +35,11 @@ class Hold:
 
 
 def find_claims(evidence: Evidence) -> list[Claim]:
-    """Claims in the order of their first image: contents with sources of several names, and near-copies across names."""
+    """Claims in the order of their first image: contents that several names bring, and near-copies across names."""
     names = _names_of(evidence)
     copies = evidence.rows(
-        """SELECT a.id AS one, b.id AS other FROM copies c JOIN images a USING (image) JOIN images b ON b.image = c.other
-        ORDER BY one, other"""
+        """SELECT a.id AS one, b.id AS other
+        FROM copies c JOIN images a USING (image) JOIN images b ON b.image = c.other ORDER BY one, other"""
     )
     group = {image: image for image in names}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
@@ -19,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
-from gmv_qdrant.ledger.queries import literal
+from gmv_qdrant.ledger.queries import ValueFunction, literal
 
 UNIT = 2**60
 """Units of credit that a generated image of quality 1 has to give."""
+RULES = ("owner-shapley", "shares")
+"""How the credit of one generated image is divided, where money is paid by it."""
 NOBODY = 0
 """The id of "no image at all", where a value function has a null distance."""
 
@@ -73,38 +74,12 @@ class Source(Protocol):
     ) -> pa.Table: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How evidence becomes units: all of it is part of a payout's record.
-
-    name: ``owner-shapley`` or ``shares``. k: None for all candidates. null_distance: None is the paper.
-    relative: temperature and null_distance are in units of an image's 30th distance. calibration: the version that
-    the three are from.
-    """
-
-    name: str = "owner-shapley"
-    k: int | None = None
-    temperature: float = 1.0
-    quality_weighted: bool = True
-    null_distance: float | None = None
-    relative: bool = False
-    calibration: str | None = None
-
-    def sql(self) -> str:
-        """The macro of ``credit.sql`` with its arguments."""
-        arguments = (self.k or 32767, float(self.temperature), self.quality_weighted)
-        nobody = None if self.null_distance is None else float(self.null_distance)
-        return (
-            f"{self.name.replace('-', '_')}({', '.join(map(literal, (*arguments, nobody, self.relative)))})"
-        )
-
-
 class Evidence:
     """The tables of `COLUMNS` in a DuckDB of their own, with credit in units for each generated image."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
         self._con = con
-        self._earned: Rule | None = None
+        self._earned = ""
 
     @classmethod
     def of(cls, source: Source, field: str, batches: Sequence[str] | None = None) -> Evidence:
@@ -170,14 +145,28 @@ class Evidence:
     def batches(self) -> list[str]:
         return [row["batch"] for row in self.rows("SELECT DISTINCT batch FROM generated ORDER BY batch")]
 
-    def earn(self, rule: Rule) -> None:
-        """Make the table ``earned`` (generated, id, image, rank, units), unless it stands already.
+    def earn(self, rule: str, function: ValueFunction) -> None:
+        """Fill the table ``earned`` (generated, id, image, rank, units), unless it stands already.
 
-        id: a row of ``names``, or `NOBODY`. image, rank: what it was earned by.
+        rule: one of `RULES`. id: a row of ``names``, or `NOBODY`. image, rank: what it was earned by.
         """
-        if self._earned != rule:
-            self._con.execute(f"CREATE OR REPLACE TABLE earned AS FROM {rule.sql()}")
-            self._earned = rule
+        given = (function.k or 32767, float(function.temperature), function.quality_weighted)
+        nobody = None if function.null_distance is None else float(function.null_distance)
+        macro = f"{rule.replace('-', '_')}({', '.join(map(literal, (*given, nobody, function.relative)))})"
+        if self._earned != macro:
+            self._con.execute(f"DELETE FROM earned; INSERT INTO earned FROM {macro}")
+            self._earned = macro
+
+    def effective_names(self) -> float:
+        """Mean over the generated images of exp(entropy of the units): among how many names one's credit is spread."""
+        rows = self.rows(
+            """WITH parts AS (
+                SELECT generated, id, CAST(sum(units) AS DOUBLE) AS units FROM earned GROUP BY generated, id
+            ), shares AS (SELECT generated, units / sum(units) OVER (PARTITION BY generated) AS share FROM parts)
+            SELECT avg(effective) AS mean
+            FROM (SELECT exp(-sum(share * ln(share))) AS effective FROM shares WHERE share > 0 GROUP BY generated)"""
+        )
+        return float(rows[0]["mean"] or 0.0)
 
     def exclude(self, names: Iterable[str | None]) -> None:
         """Leave these out of `intervals`; None is those whose sources name nobody."""

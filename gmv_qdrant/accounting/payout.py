@@ -9,20 +9,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gmv_qdrant.accounting.claims import Hold, find_claims, hold_back, merged, settle
-from gmv_qdrant.accounting.evidence import NOBODY, Evidence, Rule
+from gmv_qdrant.accounting.evidence import NOBODY, UNIT, Evidence
 from gmv_qdrant.accounting.money import Currency, allocate
 from gmv_qdrant.accounting.names import alike, spelt_out
 from gmv_qdrant.errors import SettingsError, did_you_mean
+from gmv_qdrant.ledger.queries import ValueFunction
 
 NAMED, UNNAMED, NOBODY_AT_ALL = "named", "unnamed", "nobody"
 """Kinds of lines: a name; images whose sources name nobody; no image at all (a value function with a null distance)."""
+_AMOUNTS = ("amount", "low", "high", "brought", "released", "held", "paid", "balance")
+COLUMNS = ("kind", *_AMOUNTS, "value", "share")
+"""Of a line as people see it, beside the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What was decided: everything of a payout that doesn't follow from the evidence. Amounts are minor units.
 
-    by: what is paid: ``owner``, ``label``, ``licence`` or an attribute. batches: None for all.
+    by: what is paid: ``owner``, ``label``, ``licence`` or an attribute. rule, function: how credit is counted.
+    batches: None for all.
     exclusions: names that are paid nothing, with the reason; None is those whose sources name nobody.
     minimum: what is less is carried forward. hold: keep back what several names claim. release: give back what was
     held before to those it was kept from, settled or not.
@@ -31,12 +36,18 @@ class Terms:
     by: str
     budget: int
     currency: Currency = field(default_factory=Currency)
-    rule: Rule = field(default_factory=Rule)
+    rule: str = "owner-shapley"
+    function: ValueFunction = field(default_factory=lambda: ValueFunction(k=None))
     batches: Sequence[str] | None = None
     exclusions: Mapping[str | None, str] = field(default_factory=dict)
     minimum: int = 0
     hold: bool = False
     release: bool = False
+
+    def value_function(self) -> dict[str, Any]:
+        """How evidence becomes credit, as records keep it."""
+        names = ("k", "temperature", "quality_weighted", "null_distance", "relative", "calibration")
+        return {"rule": self.rule, **{name: getattr(self.function, name) for name in names}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,12 @@ class Payout:
 
     def document(self) -> bytes:
         """JSON of everything above: the same bytes wherever the same evidence is paid by on the same terms."""
-        terms, rule = self.terms, self.terms.rule
-        found = {
+        return (json.dumps(self.as_dict(), indent=1, sort_keys=True) + "\n").encode("ascii")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything above, with amounts in minor units."""
+        terms = self.terms
+        return {
             "payout": self.payout_id,
             "period": self.period,
             "first_day": self.first_day,
@@ -95,20 +110,40 @@ class Payout:
             "decimals": terms.currency.decimals,
             "budget": terms.budget,
             "minimum": terms.minimum,
-            "value_function": value_function(rule),
+            "value_function": terms.value_function(),
             "training_version": self.training_version,
             "evidence": dict(self.evidence),
             "exclusions": [{"name": name, "reason": why} for name, why in terms.exclusions.items()],
+            "hold": terms.hold,
+            "release": terms.release,
             "holds": [hold.as_dict() for hold in self.holds],
             "notes": list(self.notes),
             "previous": self.previous,
             "lines": [line_as_dict(line) for line in self.lines],
         }
-        return (json.dumps(found, indent=1, sort_keys=True) + "\n").encode("ascii")
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.document()).hexdigest()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines with amounts as text: ``{"owner": "Ada", "kind": "named", "amount": "12.34", ...}``.
+
+        The name stands under what is paid by; under ``name`` where that is called like another column.
+        value: credit, in generated images of quality 1. share: of all the credit that is listed.
+        """
+        text, total = self.terms.currency.text, sum(line.units for line in self.lines)
+        key = "name" if self.terms.by in COLUMNS else self.terms.by
+        return [
+            {
+                key: line.name,
+                "kind": line.kind,
+                **{name: text(getattr(line, name)) for name in _AMOUNTS},
+                "value": line.units / UNIT,
+                "share": line.units / total if total else 0.0,
+            }
+            for line in self.lines
+        ]
 
     def line_of(self, name: str | None) -> Line | None:
         """The line of a name; None is the unnamed one."""
@@ -116,16 +151,12 @@ class Payout:
         return next((line for line in self.lines if (line.kind, line.name) == (kind, name)), None)
 
 
-def value_function(rule: Rule) -> dict[str, Any]:
-    return {
-        "rule": rule.name,
-        "k": rule.k,
-        "temperature": rule.temperature,
-        "quality_weighted": rule.quality_weighted,
-        "null_distance": rule.null_distance,
-        "relative": rule.relative,
-        "calibration": rule.calibration,
-    }
+class PayoutRows(list[dict[str, Any]]):
+    """What `Payout.rows` gives; ``payout`` is all of it, and ``said`` its value function in words."""
+
+    def __init__(self, payout: Payout, said: str = "") -> None:
+        super().__init__(payout.rows())
+        self.payout, self.said = payout, said
 
 
 def line_as_dict(line: Line) -> dict[str, Any]:
@@ -149,7 +180,7 @@ def compute(
             f"a minimum of {terms.currency.text(terms.minimum)} is more than the whole budget of "
             f"{terms.currency.text(terms.budget)}, so nobody could be paid: lower it"
         )
-    evidence.earn(terms.rule)
+    evidence.earn(terms.rule, terms.function)
     lines = _lines(evidence, terms)
     held = hold_back(evidence, find_claims(evidence), _amounts(lines)) if terms.hold else []
     outstanding, released = settle(previous.holds if previous else (), evidence, release=terms.release)

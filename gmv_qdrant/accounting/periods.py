@@ -14,7 +14,7 @@ _HOW = "write it as 2026, 2026-H1, 2026-Q1, 2026-03, 2026-W09, 2026-03-31 or 202
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The days from ``first`` to ``last``, both included; ``name`` is its one spelling."""
+    """The days from ``first`` to ``last``, both included; ``name`` is its one spelling, and fit for a file's name."""
 
     name: str
     first: date
@@ -26,10 +26,10 @@ class Period:
 
         Raises `SettingsError` for anything else, days that there aren't, and a last day before the first.
         """
-        name = text.strip().upper()
-        first, slash, last = name.partition("/")
+        name = text.strip().upper().replace("/", "--")
+        first, between, last = name.partition("--")
         try:
-            start, end = _days(first), _days(last if slash else first)
+            start, end = _days(first), _days(last if between else first)
         except ValueError:
             raise SettingsError(f"the period {text!r:.60} can't be used: {_HOW}") from None
         if end[1] < start[0]:

@@ -8,11 +8,12 @@ from datetime import date, datetime
 from typing import Any
 
 from gmv_qdrant.accounting.claims import Hold
-from gmv_qdrant.accounting.evidence import Rule, Source
+from gmv_qdrant.accounting.evidence import Source
 from gmv_qdrant.accounting.money import Currency
-from gmv_qdrant.accounting.payout import Line, Payout, Terms, value_function
+from gmv_qdrant.accounting.payout import Line, Payout, Terms
 from gmv_qdrant.errors import SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Connection, insert
+from gmv_qdrant.ledger.queries import ValueFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,70 @@ class Record:
     def days(self) -> tuple[date, date]:
         return date.fromisoformat(self.payout.first_day), date.fromisoformat(self.payout.last_day)
 
+    def summary(self) -> dict[str, Any]:
+        """What a list of payouts shows of it."""
+        payout, terms = self.payout, self.payout.terms
+        text = terms.currency.text
+        return {
+            "payout": payout.payout_id,
+            "first_day": payout.first_day,
+            "last_day": payout.last_day,
+            "by": terms.by,
+            "batches": list(payout.batches),
+            "currency": terms.currency.code,
+            "budget": text(terms.budget),
+            "paid": text(sum(line.paid for line in payout.lines)),
+            "balance": text(sum(line.balance for line in payout.lines)),
+            "held": text(sum(hold.amount for hold in payout.holds)),
+            "recorded_at": self.recorded_at.isoformat(),
+            "fingerprint": self.fingerprint,
+        }
+
 
 def write_record(con: Connection, record: Record) -> None:
     """Add the rows of a payout."""
+    insert(con, "payouts", {name: [value] for name, value in _row(record).items()})
+    lines = _rows_of_lines(record.payout)
+    insert(con, "payout_lines", {name: [line[name] for line in lines] for name in lines[0]})
+
+
+def rows_of(source: Source, record: Record) -> list[str]:
+    """What the rows of a payout say that its record wouldn't have written, in sentences."""
+    said = source.query("FROM payouts WHERE payout_id = $id", {"id": record.payout.payout_id}).to_pylist()
+    if said != [_row(record)]:
+        return ["its row in the ledger isn't as it was written"]
+    columns = ", ".join(
+        f'"{name}"' if name != "units" else "CAST(units AS VARCHAR) AS units" for name in _LINE
+    )
+    lines = source.query(
+        f"SELECT {columns} FROM payout_lines WHERE payout_id = $id ORDER BY place",
+        {"id": record.payout.payout_id},
+    )
+    return (
+        []
+        if lines.to_pylist() == _rows_of_lines(record.payout)
+        else ["its lines in the ledger aren't as they were written"]
+    )
+
+
+_LINE = ("payout_id", "place", *Line.__slots__)
+
+
+def _rows_of_lines(payout: Payout) -> list[dict[str, Any]]:
+    return [
+        {
+            "payout_id": payout.payout_id,
+            "place": place,
+            **{name: getattr(line, name) for name in Line.__slots__},
+            "units": str(line.units),  # Arrow has no integers of 128 bits
+        }
+        for place, line in enumerate(payout.lines, 1)
+    ]
+
+
+def _row(record: Record) -> dict[str, Any]:
     payout, terms = record.payout, record.payout.terms
-    row: dict[str, Any] = {
+    return {
         "payout_id": payout.payout_id,
         "period": payout.period,
         "first_day": date.fromisoformat(payout.first_day),
@@ -50,10 +110,12 @@ def write_record(con: Connection, record: Record) -> None:
         "decimals": terms.currency.decimals,
         "budget": terms.budget,
         "minimum": terms.minimum,
-        "value_function": json.dumps(value_function(terms.rule)),
+        "value_function": json.dumps(terms.value_function()),
         "training_version": payout.training_version,
         "evidence": json.dumps(dict(payout.evidence)),
         "exclusions": json.dumps([{"name": name, "reason": why} for name, why in terms.exclusions.items()]),
+        "hold": terms.hold,
+        "release": terms.release,
         "holds": json.dumps([hold.as_dict() for hold in payout.holds]),
         "notes": json.dumps(list(payout.notes)),
         "previous": payout.previous,
@@ -61,12 +123,6 @@ def write_record(con: Connection, record: Record) -> None:
         "versions": json.dumps(record.versions),
         "manifest": record.manifest,
     }
-    insert(con, "payouts", {name: [value] for name, value in row.items()})
-    lines = payout.lines
-    columns: dict[str, Any] = {name: [getattr(line, name) for line in lines] for name in Line.__slots__}
-    columns["units"] = [str(line.units) for line in lines]  # Arrow has no integers of 128 bits
-    places = {"payout_id": [payout.payout_id] * len(lines), "place": list(range(1, len(lines) + 1))}
-    insert(con, "payout_lines", {**places, **columns})
 
 
 def read_records(source: Source) -> list[Record]:
@@ -83,14 +139,17 @@ def read_records(source: Source) -> list[Record]:
 
 
 def _record(row: dict[str, Any], lines: list[Line]) -> Record:
-    rule = json.loads(row["value_function"])
+    function = json.loads(row["value_function"])
     terms = Terms(
         by=row["field"],
         budget=row["budget"],
         currency=Currency(row["currency"]),
-        rule=Rule(name=rule.pop("rule"), **rule),
+        rule=function.pop("rule"),
+        function=ValueFunction(**function),
         exclusions={one["name"]: one["reason"] for one in json.loads(row["exclusions"])},
         minimum=row["minimum"],
+        hold=row["hold"],
+        release=row["release"],
     )
     payout = Payout(
         terms=terms,
@@ -109,7 +168,9 @@ def _record(row: dict[str, Any], lines: list[Line]) -> Record:
         first_day=row["first_day"].isoformat(),
         last_day=row["last_day"].isoformat(),
     )
-    return Record(payout, row["recorded_at"], row["fingerprint"], json.loads(row["versions"]), row["manifest"])
+    return Record(
+        payout, row["recorded_at"], row["fingerprint"], json.loads(row["versions"]), row["manifest"]
+    )
 
 
 def find_record(records: list[Record], payout_id: str) -> Record:

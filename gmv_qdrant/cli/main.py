@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli import deployments, evaluation, models, pages, questions, runs, setup
+from gmv_qdrant.cli import accounting, deployments, evaluation, models, pages, questions, runs, setup
 from gmv_qdrant.cli.render import note
 from gmv_qdrant.errors import GmvError
 
@@ -62,7 +62,7 @@ def cli(ctx: click.Context, workspace: Path, debug: bool) -> None:
     ctx.obj = workspace
 
 
-for room in (setup, runs, questions, pages, evaluation, deployments, models):
+for room in (setup, runs, questions, pages, evaluation, accounting, deployments, models):
     for command in room.COMMANDS:
         cli.add_command(command)
 

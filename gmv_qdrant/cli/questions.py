@@ -1,4 +1,4 @@
-"""Commands that read: credits, payout, explain, sql, export."""
+"""Commands that read: credits, explain, sql, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.accounting.payout import write_payout
 from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
 from gmv_qdrant.cli.render import note, print_json, print_rows, rows
 
@@ -67,43 +66,6 @@ def credits(
 
 
 @click.command()
-@click.option("--budget", required=True, help="What is paid out in all, such as 10000 or 10000.00.")
-@click.option("--by", default="owner", show_default=True, help="owner, label, licence or any attribute.")
-@click.option("--floor", default="0", show_default=True, help="Who would get less is paid nothing.")
-@click.option("--exclude", metavar="NAME", multiple=True, help="Pays nothing to this name; can be repeated.")
-@click.option("--exclude-unnamed", is_flag=True, help="Pays nothing where no name is known.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a .csv or .json file.")
-@rule_option
-@function_options
-@json_option
-@with_workspace
-def payout(
-    workspace: Any,
-    budget: str,
-    by: str,
-    floor: str,
-    exclude: tuple[str, ...],
-    exclude_unnamed: bool,
-    out: Path | None,
-    rule: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Share a budget by credit, exact to the cent."""
-    excluded = [*exclude, *([None] if exclude_unnamed else [])]
-    found = workspace.payout(budget, by, floor=floor, exclude=excluded, rule=rule, **function_of(options))
-    warn_if_stale(workspace)
-    columns = [by, "amount", "value", "share"]
-    if out:
-        write_payout(found, out, columns)
-        note(f"wrote {out}")
-    if as_json:
-        print_json(found)
-    elif not out:
-        print_rows(found, columns, title=f"payout of {budget} by {by}")
-
-
-@click.command()
 @click.argument("image")
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write a contact sheet, PNG."
@@ -159,4 +121,4 @@ def export(workspace: Any, directory: Path, file_format: str, as_json: bool, **o
         note("wrote " + ", ".join(str(path) for path in written))
 
 
-COMMANDS = (credits, payout, explain, sql, export)
+COMMANDS = (credits, explain, sql, export)

@@ -115,7 +115,9 @@ CREATE TABLE payouts (                         -- what was paid by which evidenc
     training_version INTEGER NOT NULL,
     evidence         JSON NOT NULL,            -- SHA-256 of the contents of each table of evidence
     exclusions       JSON NOT NULL,            -- names that were paid nothing, with the reason
-    holds            JSON NOT NULL,            -- amounts in question that are kept back, by claim
+    hold             BOOLEAN NOT NULL,         -- amounts in question were kept back
+    release          BOOLEAN NOT NULL,         -- amounts kept back before were given back
+    holds            JSON NOT NULL,            -- what is kept back, by claim and name
     notes            JSON NOT NULL,            -- what was warned of
     previous         VARCHAR,                  -- fingerprint of the payout before, whose balances this one brings forward
     fingerprint      VARCHAR NOT NULL,         -- SHA-256 of the payout's document; statements print it

@@ -1,0 +1,205 @@
+"""Whether every recorded payout still is what was recorded, follows from its evidence, and whether that has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from gmv_qdrant.accounting.bundle import DOCUMENT, FOLDER, read_evidence, read_manifest
+from gmv_qdrant.accounting.evidence import Evidence, Source
+from gmv_qdrant.accounting.payout import Line, Payout, compute
+from gmv_qdrant.accounting.records import Record, read_records, rows_of
+from gmv_qdrant.accounting.seal import seal
+from gmv_qdrant.errors import GmvError, LedgerError
+from gmv_qdrant.ledger.queries import calibrations
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """Something to know about a payout: ``wrong`` where nothing that this tool does explains it."""
+
+    payout: str
+    what: str
+    wrong: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"payout": self.payout, "what": self.what, "wrong": self.wrong}
+
+    def __str__(self) -> str:
+        return f"payout {self.payout}: {self.what}" if self.payout else self.what
+
+
+def verify(root: Path, source: Source, only: str | None = None) -> list[Discrepancy]:
+    """All that is wrong, or has changed, about the recorded payouts, or about one of them.
+
+    For each: its rows against its fingerprint and its kept document; kept evidence against its manifest; amounts
+    computed anew from it; today's evidence against it. And, where no run was made since the last payout was recorded,
+    every row of every table against what it was then.
+    """
+    try:
+        records = read_records(source)
+    except (duckdb.Error, ValueError, KeyError, TypeError, AttributeError, GmvError) as error:
+        return [Discrepancy("", f"the recorded payouts can't be read, so they were changed by hand: {error}")]
+    found: list[Discrepancy] = []
+    known: dict[str, Record] = {}
+    for record in records:
+        if only is None or only == record.payout.payout_id:
+            found += _verify_one(root, source, record, known)
+        known[record.fingerprint] = record
+    return found if only else [*found, *_strays(root, source, records), *_seals(root, source, records)]
+
+
+def _verify_one(
+    root: Path, source: Source, record: Record, known: dict[str, Record]
+) -> Iterator[Discrepancy]:
+    name = record.payout.payout_id
+
+    def wrong(what: str) -> Discrepancy:
+        return Discrepancy(name, what)
+
+    if record.payout.fingerprint != record.fingerprint:
+        yield wrong("its rows in the ledger aren't those that were recorded: they have another fingerprint")
+    yield from map(wrong, rows_of(source, record))
+    previous = known.get(record.payout.previous or "")
+    if record.payout.previous and previous is None:
+        yield wrong("the payout whose balances it brings forward isn't there, or was changed")
+    folder = root / FOLDER / Path(name).name
+    try:
+        manifest = read_manifest(folder, record.manifest)
+        for fact, said in (("recorded_at", record.recorded_at.isoformat()), ("versions", record.versions)):
+            if manifest[fact] != said:
+                yield wrong(f"{fact} is {said} in the ledger, and {manifest[fact]} in its manifest")
+        document = (folder / DOCUMENT).read_bytes()
+        if document != record.payout.document():
+            yield wrong(_first_difference(json.loads(document), json.loads(record.payout.document())))
+        kept = read_evidence(folder)
+    except (LedgerError, KeyError, ValueError) as error:
+        yield wrong(str(error))
+        return
+    yield from map(wrong, _recomputed(kept, record.payout, previous.payout if previous else None))
+    yield from _today(source, record)
+
+
+def _recomputed(evidence: Evidence, payout: Payout, previous: Payout | None) -> Iterator[str]:
+    """What differs when the payout is computed anew from its kept evidence."""
+    try:
+        again = compute(
+            evidence,
+            payout.terms,
+            training_version=payout.training_version,
+            previous=previous,
+        )
+    except GmvError as error:
+        yield f"it can't be computed anew: {error}"
+        return
+    for table, digest in payout.evidence.items():
+        if again.evidence.get(table) != digest:
+            yield f"the kept table {table} isn't the one that was recorded"
+    for one, other in zip(payout.lines, again.lines, strict=False):
+        if one != other:
+            yield _differing_line(one, other)
+            return
+    if len(payout.lines) != len(again.lines):
+        yield f"{len(payout.lines)} lines were recorded, and its evidence gives {len(again.lines)}"
+    if payout.holds != again.holds:
+        yield "what it keeps back isn't what its evidence and the payout before give"
+
+
+def _differing_line(recorded: Line, computed: Line) -> str:
+    name = next(n for n in Line.__slots__ if getattr(recorded, n) != getattr(computed, n))
+    return (
+        f"{name} of {recorded.name or recorded.kind!r} is {getattr(recorded, name)} in the record, and "
+        f"{getattr(computed, name)} by its evidence"
+    )
+
+
+def _first_difference(kept: Any, said: Any, at: str = "") -> str:
+    """Where two documents differ first, in a sentence."""
+    if isinstance(kept, dict) and isinstance(said, dict):
+        for name in sorted(kept.keys() | said.keys()):
+            if kept.get(name) != said.get(name):
+                return _first_difference(kept.get(name), said.get(name), f"{at}.{name}".lstrip("."))
+    if isinstance(kept, list) and isinstance(said, list):
+        for number, (one, other) in enumerate(zip(kept, said, strict=False)):
+            if one != other:
+                return _first_difference(one, other, f"{at}[{number}]")
+    return f"{at} is {said!r:.80} in the ledger, and {kept!r:.80} in its kept document"
+
+
+def _today(source: Source, record: Record) -> Iterator[Discrepancy]:
+    """Whether the ledger still has the evidence, and whether a run explains where it hasn't."""
+    payout = record.payout
+    try:
+        now = Evidence.of(source, payout.terms.by, payout.batches).fingerprints()
+    except GmvError as error:
+        now = {"generated": str(error)}
+    changed = [name for name in now if now[name] != payout.evidence.get(name)]
+    runs = _runs_since(source, record)
+    if changed and runs:
+        yield Discrepancy(
+            payout.payout_id,
+            f"its evidence has changed since in the ledger ({', '.join(changed)}), where {', '.join(runs)} "
+            "came after it; the payout stands by the evidence that is kept",
+            wrong=False,
+        )
+    elif changed:
+        yield Discrepancy(
+            payout.payout_id,
+            f"its evidence was changed in the ledger ({', '.join(changed)}), and no run was made since: by hand",
+        )
+    function = payout.terms.function
+    if function.calibration:
+        row = calibrations(source).get(function.calibration)  # type: ignore[arg-type]
+        names = ("temperature", "null_distance", "relative")
+        if row is None or any(row[n] != getattr(function, n) for n in names):
+            yield Discrepancy(payout.payout_id, f"the calibration {function.calibration} isn't what it was")
+
+
+def _runs_since(source: Source, record: Record) -> list[str]:
+    rows = source.query(
+        "SELECT DISTINCT verb FROM runs WHERE started_at >= $at ORDER BY verb", {"at": record.recorded_at}
+    )
+    return [str(verb) for verb in rows["verb"].to_pylist()]
+
+
+def _strays(root: Path, source: Source, records: list[Record]) -> Iterator[Discrepancy]:
+    """Lines and folders of no payout."""
+    known = [record.payout.payout_id for record in records]
+    rows = source.query(
+        "SELECT DISTINCT payout_id FROM payout_lines WHERE NOT list_contains($known::VARCHAR[], payout_id)",
+        {"known": known},
+    )
+    for name in rows["payout_id"].to_pylist():
+        yield Discrepancy(str(name), "there are lines of it, and no payout of that name was recorded")
+    folder = root / FOLDER
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in known and not path.name.startswith("."):
+            yield Discrepancy(
+                path.name,
+                "its evidence is kept, and the ledger has no such payout: either recording it was stopped, and "
+                "it can be recorded again, or its rows were taken out",
+            )
+
+
+def _seals(root: Path, source: Source, records: list[Record]) -> Iterator[Discrepancy]:
+    """Tables that were changed since the last payout, where no run was made."""
+    if not records or _runs_since(source, records[-1]):
+        return
+    last = records[-1]
+    try:
+        then = read_manifest(root / FOLDER / Path(last.payout.payout_id).name, last.manifest)["ledger"]
+    except (LedgerError, KeyError):  # said already
+        return
+    now = seal(source)
+    for table in sorted(then.keys() | now.keys()):
+        if then.get(table) != now.get(table):
+            yield Discrepancy(
+                "",
+                f"the table {table} was changed since {last.payout.payout_id} was recorded, and no run was made "
+                "since: by hand",
+            )

@@ -1,0 +1,167 @@
+"""Commands about money: payout (list, show, export), verify, statement, statements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gmv_qdrant.cli.options import json_option, with_workspace
+from gmv_qdrant.cli.render import note, print_json, print_rows
+
+_new_folder = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--budget", help="What is shared in all, such as 10000 or 10000.00.")
+@click.option("--by", default="owner", show_default=True, help="owner, label, licence or any attribute.")
+@click.option(
+    "--record", metavar="PERIOD", help="Keep it under this period: 2026-Q1, 2026-03, FIRST/LAST day."
+)
+@click.option("--batch", multiple=True, help="Only generated images of this batch; can be repeated.")
+@click.option("--currency", metavar="CODE", help="ISO 4217, such as EUR, JPY, KWD.")
+@click.option("--minimum", help="Who is due less is paid nothing now: it is carried forward.")
+@click.option("--exclude", metavar="NAME", multiple=True, help="Pays nothing to this name; can be repeated.")
+@click.option("--exclude-unnamed", is_flag=True, help="Pays nothing where no name is known.")
+@click.option(
+    "--reason", multiple=True, help="Why: once for all exclusions, or once for each, in their order."
+)
+@click.option("--hold", is_flag=True, help="Keep back what several names claim.")
+@click.option("--release", is_flag=True, help="Give back what was held before, to those it was kept from.")
+@click.option("--allow-overlap", is_flag=True, help="Record it though the same images were paid by before.")
+@click.option("--rule", type=click.Choice(["owner-shapley", "shares"]), help="How credit is divided.")
+@click.option("-k", type=click.IntRange(min=1), help="Candidates of a generated image that count.")
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="T in exp(-d/T).")
+@click.option("--calibration", help="A value function that 'calibrate' kept: NAME, or NAME@VERSION.")
+@click.option("--no-quality", is_flag=True, help="Don't weigh by the generated image's quality.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a .csv or .json file.")
+@json_option
+@click.pass_context
+def payout(ctx: click.Context, /, **options: Any) -> None:
+    """Share a budget by credit, exact to the smallest unit. Without --record it is a preview.
+
+    The value function is the workspace's own ([value] in gmv.toml), by default the rule owner-shapley with the
+    latest calibration; options change it for once. A recorded payout keeps its evidence, so that it can be
+    recomputed by a stranger (export) and checked (verify).
+    """
+    if ctx.invoked_subcommand is None:
+        if options["budget"] is None:
+            raise click.UsageError("Give --budget, or one of the commands list, show, export.")
+        _pay(**options)
+
+
+@with_workspace
+def _pay(
+    workspace: Any,
+    exclude: tuple[str, ...],
+    exclude_unnamed: bool,
+    reason: tuple[str, ...],
+    batch: tuple[str, ...],
+    no_quality: bool,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    names = [*exclude, *([None] if exclude_unnamed else [])]
+    if len(reason) not in (0, 1, len(names)):
+        raise click.UsageError("Give --reason once, or once for each exclusion.")
+    reasons = reason if len(reason) == len(names) else (reason or ("",)) * len(names)
+    rows = workspace.payout(
+        batch=batch or None,
+        exclude=dict(zip(names, reasons, strict=True)),
+        quality_weighted=False if no_quality else None,
+        **options,
+    )
+    _show(rows, out, as_json)
+    if options["record"]:
+        paid = rows.payout
+        note(f"recorded as {paid.payout_id}, fingerprint {paid.fingerprint}")
+
+
+def _show(rows: Any, out: Path | None, as_json: bool) -> None:
+    """The lines of a payout, and what is to be said about it."""
+    terms = rows.payout.terms
+    if out:
+        from gmv_qdrant.accounting.sheets import write_sheet
+
+        note(f"wrote {write_sheet(rows, out)}")
+    if as_json:
+        print_json(rows)
+    elif not out:
+        asked = [name for name in rows[0] if name != "kind"] if rows else []
+        zeros = {name for name in asked[1:] if not any(float(row[name]) for row in rows)}
+        columns = [name for name in asked if name not in zeros - {"amount", "paid"}]
+        print_rows(rows, columns, title=f"payout of {terms.currency.text(terms.budget)} by {terms.by}")
+    for sentence in (rows.said, *rows.payout.notes):
+        if sentence:
+            note(sentence)
+
+
+@payout.command("list")
+@json_option
+@with_workspace
+def list_payouts(workspace: Any, as_json: bool) -> None:
+    """The recorded payouts, the oldest first."""
+    rows = workspace.payouts()
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_rows(rows, ["payout", "by", "currency", "budget", "paid", "balance", "held", "fingerprint"])
+    else:
+        note("no payout is recorded yet: gmv-qdrant payout --budget AMOUNT --record PERIOD")
+
+
+@payout.command()
+@click.argument("payout_id", metavar="PAYOUT")
+@json_option
+@with_workspace
+def show(workspace: Any, payout_id: str, as_json: bool) -> None:
+    """A recorded payout: its lines; with --json its whole document."""
+    rows = workspace.payout_record(payout_id)
+    if as_json:
+        print_json(rows.payout.as_dict() | {"fingerprint": rows.payout.fingerprint})
+    else:
+        _show(rows, None, False)
+        note(f"fingerprint {rows.payout.fingerprint}")
+
+
+@payout.command()
+@click.argument("payout_id", metavar="PAYOUT")
+@click.argument("directory", type=_new_folder)
+@json_option
+@with_workspace
+def export(workspace: Any, payout_id: str, directory: Path, as_json: bool) -> None:
+    """Write what a stranger needs to recompute it: evidence as Parquet, and a manifest."""
+    files = workspace.export_payout(payout_id, directory)
+    if as_json:
+        print_json([str(path) for path in files])
+    else:
+        note(
+            f"wrote {len(files)} files to {directory}: scripts/verify_payout.py recomputes the payout from them"
+        )
+
+
+@click.command()
+@click.argument("payout_id", metavar="[PAYOUT]", required=False)
+@json_option
+@with_workspace
+@click.pass_context
+def verify(ctx: click.Context, workspace: Any, payout_id: str | None, as_json: bool) -> None:
+    """Check every recorded payout, or one: its record, its evidence, its amounts, and what changed since.
+
+    Exit code 1 when something is wrong. That evidence has changed by later runs is said, and isn't wrong.
+    """
+    found = workspace.verify(payout_id)
+    if as_json:
+        print_json([one.as_dict() for one in found])
+    else:
+        for one in found:
+            note(str(one))
+        if not any(one.wrong for one in found):
+            note("every recorded payout is what was recorded, and follows from its evidence")
+    if any(one.wrong for one in found):
+        ctx.exit(1)
+
+
+COMMANDS = (payout, verify)
