@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, get_arg
 import duckdb
 
 from gmv_qdrant import folder
-from gmv_qdrant.errors import SettingsError, SourceError, StoreError, did_you_mean
+from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
 from gmv_qdrant.ledger.publish import Published
@@ -485,7 +485,7 @@ class Workspace:
         )
         if record is None:
             return PayoutRows(*accounts.preview(self.path, self.published, terms))
-        with folder.alone(self.path):
+        with folder.alone(self.path), self.ledger.held():
             return PayoutRows(
                 *accounts.record(self.path, self.ledger, terms, record, allow_overlap=allow_overlap)
             )
@@ -511,9 +511,16 @@ class Workspace:
 
     def verify(self, payout: str | None = None) -> "list[Discrepancy]":
         """Whether recorded payouts, or this one, are what was recorded and follow from their evidence."""
-        from gmv_qdrant.accounting.verify import verify
+        from gmv_qdrant.accounting.verify import verify, verify_published
 
-        return verify(self.path, self.published, payout)
+        found = verify(self.path, self.published, payout)
+        if payout is None:
+            with (
+                contextlib.suppress(LedgerLocked, SettingsError),
+                folder.alone(self.path),
+            ):  # else a run is at work
+                found += verify_published(self.ledger, self.published)
+        return found
 
     # -- the Qdrant that is there --------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +15,7 @@ from gmv_qdrant.accounting.periods import Period
 from gmv_qdrant.accounting.records import Record, find_record, read_records, write_record
 from gmv_qdrant.accounting.seal import seal
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
-from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.database import Ledger, Readable, utc_now
 from gmv_qdrant.ledger.queries import ValueFunction, attribute_names, calibrations, value_function
 from gmv_qdrant.ledger.runs import versions
 from gmv_qdrant.settings import StandingValue
@@ -26,7 +25,7 @@ GROUPS = ("owner", "label", "licence")
 
 
 def standing_function(
-    source: Ledger,
+    source: Readable,
     standing: StandingValue,
     *,
     rule: str | None = None,
@@ -76,7 +75,7 @@ def said(payout: Payout, evidence: Evidence) -> str:
     )
 
 
-def preview(root: Path, source: Ledger, terms: Terms) -> tuple[Payout, str]:
+def preview(root: Path, source: Readable, terms: Terms) -> tuple[Payout, str]:
     """A payout of today's evidence that nothing keeps, and its value function in words.
 
     Its notes say what a reader should know first.
@@ -85,7 +84,7 @@ def preview(root: Path, source: Ledger, terms: Terms) -> tuple[Payout, str]:
     return payout, said(payout, evidence)
 
 
-def _compute(root: Path, source: Ledger, terms: Terms, period: Period | None) -> tuple[Payout, Evidence]:
+def _compute(root: Path, source: Readable, terms: Terms, period: Period | None) -> tuple[Payout, Evidence]:
     if terms.by == "image":
         raise SettingsError(
             "a payout goes to owners or other groups, not to images: see 'credits --by image'"
@@ -144,7 +143,7 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
         first_day=period.first.isoformat(),
         last_day=period.last.isoformat(),
     )
-    at, made_with = datetime.now(UTC).replace(microsecond=0), versions()
+    at, made_with = utc_now().replace(microsecond=0), versions()
     facts = {"recorded_at": at.isoformat(), "versions": made_with, "ledger": seal(ledger)}
     manifest = write_bundle(root / FOLDER / payout.payout_id, payout.document(), evidence, facts)
     kept = Record(payout, at, payout.fingerprint, made_with, manifest)
@@ -153,7 +152,7 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
     return payout, said(payout, evidence)
 
 
-def export(root: Path, source: Ledger, payout_id: str, target: Path) -> list[Path]:
+def export(root: Path, source: Readable, payout_id: str, target: Path) -> list[Path]:
     """Copy the evidence of a recorded payout; returns the files.
 
     Raises `LedgerError` when what is kept isn't what was recorded.
@@ -164,7 +163,7 @@ def export(root: Path, source: Ledger, payout_id: str, target: Path) -> list[Pat
     return copy_bundle(folder, target)
 
 
-def _stale(source: Ledger, payout: Payout) -> list[str]:
+def _stale(source: Readable, payout: Payout) -> list[str]:
     count = source.query(
         """SELECT count(*) AS n FROM generated
         WHERE version_valued < $version AND NOT control AND list_contains($batches, batch)""",

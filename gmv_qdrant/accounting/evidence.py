@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
-from gmv_qdrant.ledger.queries import ValueFunction, literal
+from gmv_qdrant.ledger.database import Readable, literal
+from gmv_qdrant.ledger.queries import ValueFunction
 
 UNIT = 2**60
 """Units of credit that a generated image of quality 1 has to give."""
@@ -66,14 +67,6 @@ _IN_ORDER = """
 """
 
 
-class Source(Protocol):
-    """Anything that answers SQL over the ledger's tables."""
-
-    def query(
-        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
-    ) -> pa.Table: ...
-
-
 class Evidence:
     """The tables of `COLUMNS` in a DuckDB of their own, with credit in units for each generated image."""
 
@@ -82,7 +75,7 @@ class Evidence:
         self._earned = ""
 
     @classmethod
-    def of(cls, source: Source, field: str, batches: Sequence[str] | None = None) -> Evidence:
+    def of(cls, source: Readable, field: str, batches: Sequence[str] | None = None) -> Evidence:
         """What a ledger holds today, for payouts by ``field``, of these batches or of all.
 
         Raises `SettingsError` for a batch that there isn't, and names those there are.

@@ -8,11 +8,10 @@ from datetime import date, datetime
 from typing import Any
 
 from gmv_qdrant.accounting.claims import Hold
-from gmv_qdrant.accounting.evidence import Source
 from gmv_qdrant.accounting.money import Currency
 from gmv_qdrant.accounting.payout import Line, Payout, Terms
 from gmv_qdrant.errors import SettingsError, did_you_mean
-from gmv_qdrant.ledger.database import Connection, insert
+from gmv_qdrant.ledger.database import Connection, Readable, insert
 from gmv_qdrant.ledger.queries import ValueFunction
 
 
@@ -61,7 +60,7 @@ def write_record(con: Connection, record: Record) -> None:
     insert(con, "payout_lines", {name: [line[name] for line in lines] for name in lines[0]})
 
 
-def rows_of(source: Source, record: Record) -> list[str]:
+def rows_of(source: Readable, record: Record) -> list[str]:
     """What the rows of a payout say that its record wouldn't have written, in sentences."""
     said = source.query("FROM payouts WHERE payout_id = $id", {"id": record.payout.payout_id}).to_pylist()
     if said != [_row(record)]:
@@ -125,7 +124,7 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def read_records(source: Source) -> list[Record]:
+def read_records(source: Readable) -> list[Record]:
     """All payouts, the oldest first."""
     rows = source.query("FROM payouts ORDER BY recorded_at, payout_id").to_pylist()
     lines: dict[str, list[Line]] = {row["payout_id"]: [] for row in rows}

@@ -11,11 +11,12 @@ from typing import Any
 import duckdb
 
 from gmv_qdrant.accounting.bundle import DOCUMENT, FOLDER, read_evidence, read_manifest
-from gmv_qdrant.accounting.evidence import Evidence, Source
+from gmv_qdrant.accounting.evidence import Evidence
 from gmv_qdrant.accounting.payout import Line, Payout, compute
 from gmv_qdrant.accounting.records import Record, read_records, rows_of
 from gmv_qdrant.accounting.seal import seal
 from gmv_qdrant.errors import GmvError, LedgerError
+from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import calibrations
 
 
@@ -34,7 +35,7 @@ class Discrepancy:
         return f"payout {self.payout}: {self.what}" if self.payout else self.what
 
 
-def verify(root: Path, source: Source, only: str | None = None) -> list[Discrepancy]:
+def verify(root: Path, source: Readable, only: str | None = None) -> list[Discrepancy]:
     """All that is wrong, or has changed, about the recorded payouts, or about one of them.
 
     For each: its rows against its fingerprint and its kept document; kept evidence against its manifest; amounts
@@ -55,7 +56,7 @@ def verify(root: Path, source: Source, only: str | None = None) -> list[Discrepa
 
 
 def _verify_one(
-    root: Path, source: Source, record: Record, known: dict[str, Record]
+    root: Path, source: Readable, record: Record, known: dict[str, Record]
 ) -> Iterator[Discrepancy]:
     name = record.payout.payout_id
 
@@ -131,7 +132,7 @@ def _first_difference(kept: Any, said: Any, at: str = "") -> str:
     return f"{at} is {said!r:.80} in the ledger, and {kept!r:.80} in its kept document"
 
 
-def _today(source: Source, record: Record) -> Iterator[Discrepancy]:
+def _today(source: Readable, record: Record) -> Iterator[Discrepancy]:
     """Whether the ledger still has the evidence, and whether a run explains where it hasn't."""
     payout = record.payout
     try:
@@ -154,20 +155,35 @@ def _today(source: Source, record: Record) -> Iterator[Discrepancy]:
         )
     function = payout.terms.function
     if function.calibration:
-        row = calibrations(source).get(function.calibration)  # type: ignore[arg-type]
+        row = calibrations(source).get(function.calibration)
         names = ("temperature", "null_distance", "relative")
         if row is None or any(row[n] != getattr(function, n) for n in names):
             yield Discrepancy(payout.payout_id, f"the calibration {function.calibration} isn't what it was")
 
 
-def _runs_since(source: Source, record: Record) -> list[str]:
+def _runs_since(source: Readable, record: Record) -> list[str]:
     rows = source.query(
         "SELECT DISTINCT verb FROM runs WHERE started_at >= $at ORDER BY verb", {"at": record.recorded_at}
     )
     return [str(verb) for verb in rows["verb"].to_pylist()]
 
 
-def _strays(root: Path, source: Source, records: list[Record]) -> Iterator[Discrepancy]:
+def verify_published(ledger: Readable, published: Readable) -> list[Discrepancy]:
+    """Whether the ledger and the file that answers questions say the same, row for row. Only while nobody writes."""
+    try:
+        one, other = seal(ledger, own=True), seal(published, own=True)
+    except GmvError as error:
+        return [Discrepancy("", str(error))]
+    return [
+        Discrepancy(
+            "", f"the table {table} isn't the same in {ledger.path.name} and in {published.path.name}"
+        )
+        for table in sorted(one.keys() | other.keys())
+        if one.get(table) != other.get(table)
+    ]
+
+
+def _strays(root: Path, source: Readable, records: list[Record]) -> Iterator[Discrepancy]:
     """Lines and folders of no payout."""
     known = [record.payout.payout_id for record in records]
     rows = source.query(
@@ -186,7 +202,7 @@ def _strays(root: Path, source: Source, records: list[Record]) -> Iterator[Discr
             )
 
 
-def _seals(root: Path, source: Source, records: list[Record]) -> Iterator[Discrepancy]:
+def _seals(root: Path, source: Readable, records: list[Record]) -> Iterator[Discrepancy]:
     """Tables that were changed since the last payout, where no run was made."""
     if not records or _runs_since(source, records[-1]):
         return
