@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_workspace
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import ImageError, ModelError
 from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.registry import load_distance, load_encoder, load_quality
@@ -191,3 +198,78 @@ def test_a_plug_in_that_can_t_be_imported_is_named(tmp_path: Path, plugin: Calla
             ModelError, match=r"the plug-in 'mine' \(mine_gmv:\w+\) cannot be imported: not today"
         ):
             load("mine", runtime=CPU)
+
+
+# --- the guide ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def palette(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The guide's package, as installed: its files as they stand in the page."""
+    project, module, test = re.findall(
+        r"^```(?:toml|python)\n(.+?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "palette.py").write_text(module)
+    (tmp_path / "test_palette.py").write_text(test)
+    described = tomllib.loads(project)["project"]
+    info = tmp_path / f"{described['name']}-{described['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {described['name']}\nVersion: {described['version']}\n"
+    )
+    points = [
+        f"[{group}]\n" + "\n".join(f"{name} = {made}" for name, made in entries.items())
+        for group, entries in described["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(points))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_the_guide_s_own_test_passes(palette: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(palette),
+            "test_palette.py",
+        ],
+        cwd=palette,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(palette), str(Path(__file__).parents[1])])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+
+
+def test_the_guide_s_models_value_images(palette: Path) -> None:
+    """And one image that they can't take is a quarantine row, while the rest goes in."""
+    tiny_workspace.write(palette / "training", range(6))
+    tiny_workspace.write(palette / "generated", (2, 50))
+    [command] = re.findall(r"gmv-qdrant (init ws .*--quality contrast)", GUIDE.read_text())
+
+    def call(*words: str) -> str:
+        result = CliRunner().invoke(cli, ["-w", str(palette / "ws"), *words])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    call(*command.replace("ws", str(palette / "ws"), 1).split())
+    call("ingest", str(palette / "training"))
+    call("value", str(palette / "generated"))
+    credits_ = json.loads(call("credits", "--by", "image", "--json"))
+    assert sum(row["value"] for row in credits_) > 0
+    listed = json.loads(call("models", "list", "--json"))
+    assert {"kind": "encoder", "name": "palette", "about": "a plug-in"} in listed
+    status = json.loads(call("models", "status", "--json"))
+    assert [(one["name"], one["ready"]) for one in status] == [
+        ("palette:4+thumb:16*0.5", True),
+        ("l2@32", True),
+        ("contrast", True),
+    ]

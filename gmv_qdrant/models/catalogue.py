@@ -141,7 +141,8 @@ def model_status(name: str, runtime: Runtime | None = None, kind: Kind | None = 
     canonical = canonical_name(kind, name)
     files = tuple(model_files(kind, canonical, runtime or Runtime()))
     ready: bool | None = all(file.find() for file in files)
-    if kind == "quality" and not files and canonical not in WEIGHTLESS_METRICS:
+    own = kind != "quality" or canonical.partition(":")[0] in known_families("quality")
+    if not files and not own and canonical not in WEIGHTLESS_METRICS:
         ready = None
     return ModelStatus(canonical, kind, files, ready)
 
