@@ -8,6 +8,7 @@ collection but what two flags ask for.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from gmv_qdrant.deployments.encoder_check import EncoderCheck, Stored, check_encoder, name_encoders
 from gmv_qdrant.deployments.payload_fields import Fields
-from gmv_qdrant.errors import CollectionMismatch, SettingsError, StoreError
+from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
 from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.collection import Sample
@@ -153,11 +154,16 @@ def _take_in(context: Context, run: Run, fields: Fields) -> None:
     for page in context.store.scroll():
         rows = []
         for point in page:
-            if (uri := fields.uri_of(point.payload)) is not None:
-                rows.append(fields.row(point, uri))
-        run.counts["without_uri"] += len(page) - len(rows)
+            uri = fields.uri_of(point.payload)
+            if uri is None:
+                run.counts["without_uri"] += 1
+                continue
+            try:
+                rows += fields.rows(point, uri)
+            except ImageError as error:
+                run.quarantine(uri, str(error))
         if rows:
-            seen.append(pa.array([row["point_id"] for row in rows], pa.string()))
+            seen.append(pa.array(sorted({str(row["point_id"]) for row in rows}), pa.string()))
             intake.take(pa.Table.from_pylist(rows, _PAGE))
         context.progress.advance(len(page))
     if not seen:
@@ -192,30 +198,34 @@ class _Intake:
         self.next_key = int(last[0].as_py()) + 1
 
     def take(self, page: pa.Table) -> None:
-        known = {
-            row["point_id"]: row
-            for row in self.context.ledger.query(
-                """
-                SELECT t.point_id, t.training_key AS key, t.version_withdrawn IS NOT NULL AS gone,
-                       (s.uri, s.owner, s.label, s.licence, s.attributes::VARCHAR)
-                       IS NOT DISTINCT FROM (p.uri, p.owner, p.label, p.licence, p.attributes) AS same
-                FROM training t JOIN page p USING (point_id) LEFT JOIN sources s USING (training_key)
-                """,
-                page=page,
-            ).to_pylist()
-        }
+        known: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in self.context.ledger.query(
+            """
+            SELECT t.point_id, t.training_key AS key, t.version_withdrawn IS NOT NULL AS gone,
+                   s.uri, s.owner, s.label, s.licence, s.attributes::VARCHAR AS attributes
+            FROM training t JOIN (SELECT DISTINCT point_id FROM page) USING (point_id)
+            LEFT JOIN sources s USING (training_key)
+            """,
+            page=page,
+        ).to_pylist():
+            known[row["point_id"]].append(row)
+        points: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in page.to_pylist():
+            points[row["point_id"]].append(row)
         new: list[dict[str, Any]] = []
         changed: list[dict[str, Any]] = []
-        for row in page.to_pylist():
-            there = known.get(row["point_id"])
+        for point, rows in points.items():
+            there = known.get(point)
+            key = there[0]["key"] if there else self.next_key
             if there is None:
-                new.append({**row, "key": self.next_key})
                 self.next_key += 1
-            elif there["gone"]:
-                new.append({**row, "key": there["key"]})
-            elif not there["same"]:
-                changed.append({**row, "key": there["key"]})
-        self.run.counts["unchanged"] += page.num_rows - len(new) - len(changed)
+            numbered = [{**row, "key": key} for row in rows]
+            if there is None or there[0]["gone"]:
+                new += numbered
+            elif _facts(there) != _facts(rows):
+                changed += numbered
+            else:
+                self.run.counts["unchanged"] += 1
         if not new and not changed:
             return
         with self.context.ledger.write() as con:
@@ -224,14 +234,15 @@ class _Intake:
             if changed:
                 _describe_again(con, changed)
             _replace_sources(con, new + changed)
-        self.run.counts["new"] += len(new)
-        self.run.counts["changed"] += len(changed)
+        self.run.counts["new"] += len({row["key"] for row in new})
+        self.run.counts["changed"] += len({row["key"] for row in changed})
 
     def _insert_training(self, con: Connection, rows: list[dict[str, Any]]) -> None:
         if not self.begun:  # the first new point of a run begins an training_version
             self.begun = True
             self.run.training_version += 1
             self.context.ledger.set_meta(con, training_version=self.run.training_version)
+        rows = list({row["key"]: row for row in rows}.values())
         keys = [row["key"] for row in rows]
         con.execute("DELETE FROM training WHERE training_key IN (SELECT unnest(?::INTEGER[]))", [keys])
         insert(
@@ -247,7 +258,13 @@ class _Intake:
         )
 
 
+def _facts(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    """What an image's sources say: one row for each owner."""
+    return {tuple(row[name] for name in ("uri", "owner", "label", "licence", "attributes")) for row in rows}
+
+
 def _describe_again(con: Connection, rows: list[dict[str, Any]]) -> None:
+    rows = list({row["key"]: row for row in rows}.values())
     con.register("described", pa.Table.from_pylist(rows, _PAGE.append(pa.field("key", pa.int32()))))
     con.execute(
         """UPDATE training SET label = d.label, attributes = d.attributes

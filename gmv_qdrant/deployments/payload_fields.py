@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.images.records import jsonable, text
+from gmv_qdrant.errors import ImageError, SettingsError
+from gmv_qdrant.images.descriptions import describe, jsonable, names_of
 from gmv_qdrant.vectors.protocol import Point
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
@@ -38,7 +38,10 @@ class Fields:
 
     def uri_of(self, payload: Mapping[str, Any]) -> str | None:
         """The image's URI, or None when the payload has none; local paths become absolute."""
-        named = text(jsonable(pick(payload, self.uri)))
+        try:
+            named = next(iter(names_of(pick(payload, self.uri))), None)
+        except ImageError:
+            named = None
         if named is None or _SCHEME.match(named):
             return named
         if self.uri_prefix.endswith("/"):
@@ -46,24 +49,33 @@ class Fields:
         whole = self.uri_prefix + named
         return whole if _SCHEME.match(whole) else os.path.abspath(whole)
 
-    def row(self, point: Point, uri: str) -> dict[str, str | None]:
-        """What the ledger keeps of a point."""
+    def rows(self, point: Point, uri: str) -> list[dict[str, str | None]]:
+        """What the ledger keeps of a point: a row for each of its owners.
+
+        Raises `ImageError` where the payload's owner is no name: a dict, a flag.
+        """
         payload = point.payload
         mapped = {self.uri, self.owner, self.label, self.licence}
         names = (
             [name for name in payload if name not in mapped] if self.attributes == "all" else self.attributes
         )
+        described = describe(
+            [
+                ("owner", pick(payload, self.owner)),
+                ("label", pick(payload, self.label)),
+                ("licence", pick(payload, self.licence)),
+            ]
+        )
         attributes = {name: jsonable(pick(payload, name)) for name in names}
-        return {
+        kept = {name: value for name, value in attributes.items() if value is not None}
+        common = {
             "point_id": str(point.id),
             "uri": uri,
-            "owner": text(jsonable(pick(payload, self.owner))),
-            "label": text(jsonable(pick(payload, self.label))),
-            "licence": text(jsonable(pick(payload, self.licence))),
-            "attributes": json.dumps(
-                {name: value for name, value in attributes.items() if value is not None}
-            ),
+            "label": described.label,
+            "licence": described.licence,
+            "attributes": json.dumps(described.attributes | kept),
         }
+        return [{**common, "owner": owner} for owner in described.owners or (None,)]
 
     def check(self, points: Sequence[Point], collection: str) -> None:
         """Raises `SettingsError` when a field that was asked for is in none of these points' payloads.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from gmv_qdrant.errors import ImageError
-from gmv_qdrant.images.records import printable
+from gmv_qdrant.images.names import printable
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?:::[^/]*)?://")
 """How a URL begins; of one letter it would be a drive."""

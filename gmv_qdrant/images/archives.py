@@ -1,181 +1,307 @@
-"""Tar and zip archives of images: WebDataset samples, or plain files.
+"""Tar and zip archives, known by their content: what is in them, and the way back to each member.
 
-Read with the standard library: the `datasets` reader of WebDataset demands the same members in every
-sample, and gives no way back to one member. One sample is in memory at a time.
+Ingest and `read_uri` use the same index and the same reader, so a URI leads back to the bytes that were taken in.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import posixpath
-import tarfile
+import stat
+import struct
+import threading
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from gmv_qdrant.errors import ImageError, SourceError
-from gmv_qdrant.images.decode import IMAGE_SUFFIXES
-from gmv_qdrant.images.records import Record, Unusable, describe, printable
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    OSError,
-    EOFError,
-    zlib.error,
-    RuntimeError,
-    NotImplementedError,
-)
-
-_Member = tuple[str, Callable[[], bytes]]
-_Sample = dict[str, bytes | ImageError]  # by extension; the error is that of a member damaged alone
-_SIDECARS = ("json", "cls", "txt")
+from gmv_qdrant.errors import ImageError
+from gmv_qdrant.images import limits, names
+from gmv_qdrant.images.kinds import HEAD, kind_of
+from gmv_qdrant.images.records import read_file, too_large
+from gmv_qdrant.images.tarball import DamagedTar, read_headers
+from gmv_qdrant.images.unpacked import Unpacked, is_compressed
 
 
-def archive_stream(path: str, owner: str | None) -> Iterator[Record | Unusable]:
-    """The images of an archive. Members that share a name up to its first dot are one sample (WebDataset).
+@dataclass(slots=True)
+class Entry:
+    """A member: ``part`` is what stands after ``#`` in its URI."""
 
-    A sample's ``.json`` member gives its columns, ``.cls`` its label, ``.txt`` the attribute ``txt``; a
-    sample without them has the name of the folder within the archive as its label. Damage after the
-    first image ends the stream with an `Unusable`; before it, raises `SourceError`.
-    """
-    members = _tar_members(path) if _is_tar(path) else _zip_members(path)
-    found = False
-    try:
-        for key, sample in _samples(members):
-            for item in _sample_images(path, key, sample, owner):
-                found = True
-                yield item
-    except _DAMAGE as error:
-        if not found:
-            raise SourceError(f"The archive {path} cannot be read: {error}; is it complete?") from error
-        yield Unusable(path, f"the archive is damaged, and what follows in it is lost: {error}")
-        return
-    if not found:
-        raise SourceError(f"The archive {path} holds no images (looked for .png, .jpg, .webp and the like).")
+    part: str
+    path: str
+    """As names are compared, with ``/`` between them."""
+    size: int
+    place: int
+    """Where its bytes begin, which is the order to read members in."""
+    link: str = ""
+    refused: str = ""
+    """Why it can't be read, and below, what kind of reason that is."""
+    kind: str = "not-a-file"
+    number: int = 1
+    """Among those of the same name."""
 
 
-def read_member(path: str, name: str) -> bytes:
-    """One member's bytes. Raises `ImageError` when it isn't there or cannot be read."""
-    try:
-        if not _is_tar(path):
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
-        if not path.lower().endswith(".tar"):
-            return next(read() for member, read in _tar_members(path) if member == name)
-        stat = os.stat(path)
-        offset, size = _tar_index(path, (stat.st_size, stat.st_mtime_ns))[name]
+class Archive(ABC):
+    """One archive. Entries can be read from many threads; in order of ``place`` that costs one pass."""
+
+    is_tar = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        self.damage = ""
+        """Why what follows the last entry is lost, if it is."""
+        self.parts: dict[str, Entry] = {}
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:  # whoever still reads has it; when nobody does, its file is closed
+        with contextlib.suppress(Exception):
+            self.close()
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def _read(self, entry: Entry, size: int) -> bytes:
+        """The first ``size`` bytes of a member that is no link."""
+
+    def read(self, entry: Entry, limit: int = limits.FILE_BYTES) -> bytes:
+        """A member's bytes. Raises `ImageError`."""
+        self.check(entry, limit)
+        data = self._guarded(entry, entry.size)
+        if len(data) != entry.size:
+            raise ImageError(f"the member {entry.part} is cut short", kind="damaged")
+        return data
+
+    def head(self, entry: Entry) -> bytes:
+        self.check(entry)
+        return self._guarded(entry, min(entry.size, HEAD))
+
+    def check(self, entry: Entry, limit: int = limits.FILE_BYTES) -> None:
+        """Raises `ImageError` when nothing can be read of it."""
+        if entry.refused:
+            raise ImageError(entry.refused, kind=entry.kind)
+        if entry.size > limit:
+            raise ImageError(too_large(entry.size, limit), kind="too-large")
+
+    def entry(self, part: str) -> Entry:
+        """Raises `ImageError` when there is none."""
+        if part not in self.parts:
+            raise ImageError(f"The archive {names.printable(self.path)} has no member {part}.", kind="absent")
+        return self.parts[part]
+
+    def _guarded(self, entry: Entry, size: int) -> bytes:
+        try:
+            with self._lock:
+                return self._read(entry, size)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"the member {entry.part} is damaged: {_line(error)}", kind="damaged") from error
+
+    def _add(self, entry: Entry) -> None:
+        """Names come as they are; a name that is there already is told apart by its number."""
+        if len(self.entries) >= limits.ARCHIVE_MEMBERS:
+            raise ImageError(f"it has more than {limits.ARCHIVE_MEMBERS:,} members", kind="too-large")
+        part = entry.part
+        while entry.part in self.parts:
+            entry.number += 1
+            entry.part = f"{part}#{entry.number}"
+        self.parts[entry.part] = entry
+        self.entries.append(entry)
+
+    def _follow_links(self) -> None:
+        """A link within the archive is the member that it leads to; any other can't be read."""
+        by_path: dict[str, Entry] = {}
+        for entry in self.entries:
+            if not entry.link or entry.path not in by_path:
+                by_path[entry.path] = entry
+        for entry in self.entries:
+            target, steps = entry, 0
+            while target.link and steps < 40:
+                outside = target.link.startswith("..")
+                following = None if outside else by_path.get(names.key(target.link))
+                steps += 1
+                if following is None or following is target:
+                    break
+                target = following
+            if not entry.link or target is entry:
+                continue
+            if target.link:
+                continue
+            entry.place, entry.size, entry.refused, entry.kind = (
+                target.place,
+                target.size,
+                target.refused,
+                target.kind,
+            )
+            entry.link = ""
+        for entry in self.entries:
+            if entry.link:
+                entry.refused, entry.kind = f"a link to {entry.link}, which isn't in the archive", "link"
+
+
+class Tar(Archive):
+    is_tar = True
+
+    def __init__(self, path: str, size: int, head: bytes) -> None:
+        super().__init__(path)
+        self._file: BinaryIO | Unpacked = (
+            Unpacked(path) if is_compressed(head) else open(path, "rb")  # noqa: SIM115 - `close` closes it
+        )
+        self._kept: dict[int, bytes] = {}
+        remembered = 0
+        try:
+            for header in read_headers(self._file):
+                link = header.link
+                if header.is_symbolic and not link.startswith("/"):
+                    link = posixpath.normpath(posixpath.join(posixpath.dirname(header.name), link))
+                entry = Entry(
+                    names.printable(header.name), names.key(header.name), header.size, header.place, link
+                )
+                entry.refused = header.refused
+                if isinstance(self._file, Unpacked):
+                    if _describes(header.name) and header.size <= limits.SIDECAR_BYTES and not header.refused:
+                        remembered += header.size
+                        if remembered > limits.DIRECTORY_BYTES:
+                            raise ImageError(
+                                "it has too many descriptions for a compressed archive: unpack it"
+                            )
+                        self._kept[header.place] = self._file.read(header.size)
+                elif header.place + header.size > size:
+                    entry.refused, entry.kind = f"the member {entry.part} is cut short", "damaged"
+                self._add(entry)
+        except (DamagedTar, ImageError) as error:
+            self._lost(str(error), getattr(error, "kind", "archive"))
+        except Exception as error:  # noqa: BLE001 - each decompressor has its own for damage
+            self._lost(_line(error), "archive")
+        if self.entries and self.entries[-1].kind == "damaged":
+            self._lost("it ends within a member", "archive")
+        self._follow_links()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _lost(self, reason: str, kind: str) -> None:
+        if not self.entries:
+            raise ImageError(f"this archive can't be read: {reason}", kind=kind)
+        self.damage = (
+            f"the archive is damaged, and what follows {self.entries[-1].part} in it is lost: {reason}"
+        )
+
+    def _read(self, entry: Entry, size: int) -> bytes:
+        if entry.place in self._kept:
+            return self._kept[entry.place][:size]
+        self._file.seek(entry.place)
+        return self._file.read(size)
+
+
+class Zip(Archive):
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
         with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except (KeyError, StopIteration):
-        raise ImageError(f"The archive {path} has no member {name}.") from None
-    except _DAMAGE as error:
-        raise ImageError(f"The member {name} of {path} cannot be read: {error}.") from error
+            _check_directory(file)
+        self._zip = zipfile.ZipFile(path)
+        self._infos = self._zip.infolist()
+        for number, info in sorted(enumerate(self._infos), key=lambda numbered: numbered[1].header_offset):
+            name = _zip_name(info)
+            if name.endswith(("/", "\\")):
+                continue
+            entry = Entry(names.printable(name), names.key(name), info.file_size, number)
+            mode = stat.S_IFMT(info.external_attr >> 16)
+            packed_limit = limits.unpacked_limit(info.compress_size)
+            if info.flag_bits & 1:
+                entry.refused, entry.kind = "it is encrypted, which isn't read", "encrypted"
+            elif info.file_size > packed_limit:
+                entry.kind = "bomb"
+                entry.refused = f"it unpacks to {limits.size_of(info.file_size)}, as no image does"
+            elif mode == stat.S_IFLNK:
+                target = self._guarded(entry, min(info.file_size, 4096)).decode(errors="replace")
+                entry.link = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+            elif mode not in (0, stat.S_IFREG):
+                entry.refused = "not a regular file"
+            self._add(entry)
+        self._follow_links()
+
+    def close(self) -> None:
+        self._zip.close()
+
+    def _read(self, entry: Entry, size: int) -> bytes:
+        with self._zip.open(self._infos[entry.place]) as file:
+            return file.read(size)  # to the end, that compares the checksum
 
 
-def _samples(members: Iterator[_Member]) -> Iterator[tuple[str, _Sample]]:
-    """Neighbouring members of one sample: its key, and bytes by extension."""
-    current, sample = None, _Sample()
-    for name, read in members:
-        folder, base = posixpath.split(name)
-        stem, dot, extension = base.partition(".")
-        hidden = any(part.startswith(".") and part.strip(".") for part in name.split("/"))
-        if hidden or not dot or folder.startswith("__MACOSX"):
-            continue
-        key = posixpath.join(folder, stem)
-        if key != current and current is not None:
-            yield current, sample
-            sample = {}
-        current = key
-        if _is_image(extension) or extension in _SIDECARS:
-            try:
-                sample[extension] = read()
-            except ImageError as error:
-                sample[extension] = error
-    if current is not None:
-        yield current, sample
+_OPEN: OrderedDict[tuple[str, int, int], Archive] = OrderedDict()
+_MOST_OPEN = 4
+_opening = threading.Lock()
 
 
-def _sample_images(path: str, key: str, sample: _Sample, owner: str | None) -> Iterator[Record | Unusable]:
-    images = [extension for extension in sample if _is_image(extension)]
-    # 1.png is the image and 1.mask.png belongs to it; a.1.png and a.2.png are two images.
-    images = [extension for extension in images if "." not in extension] or images
-    if not images:
-        return
-    columns: dict[str, object] = {}
+def open_archive(path: str) -> Archive:
+    """The archive at ``path``, indexed; the last few stay open. Raises `ImageError` when it can't be read at all."""
     try:
-        columns = _columns(sample)
-    except ValueError as error:
-        yield Unusable(printable(f"{path}#{key}.json"), f"not valid JSON, so the sample is left out: {error}")
-        return
-    described = describe(columns, owner=owner)
-    if not columns:
-        described["label"] = posixpath.basename(posixpath.dirname(key)) or None
-    for extension in images:
-        uri = printable(f"{path}#{key}.{extension}")
-        data = sample[extension]
-        if isinstance(data, ImageError):
-            yield Unusable(uri, str(data))
-        else:
-            yield Record(uri, data=data, **described)
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{names.printable(path)} cannot be read: {error}", kind="unreadable") from error
+    version = (path, status.st_size, status.st_mtime_ns)
+    with _opening:
+        if version not in _OPEN:
+            _OPEN[version] = _opened(path, status.st_size)
+            while len(_OPEN) > _MOST_OPEN:
+                _OPEN.popitem(last=False)
+        _OPEN.move_to_end(version)
+        return _OPEN[version]
 
 
-def _columns(members: _Sample) -> dict[str, object]:
-    sample = {name: data for name, data in members.items() if isinstance(data, bytes)}
-    columns: dict[str, object] = {}
-    if "cls" in sample:
-        columns["label"] = sample["cls"].decode(errors="replace").strip()
-    if "txt" in sample:
-        columns["txt"] = sample["txt"].decode(errors="replace")
-    if "json" in sample:
-        parsed = json.loads(sample["json"])
-        columns |= parsed if isinstance(parsed, dict) else {"json": parsed}
-    return columns
-
-
-def _tar_members(path: str) -> Iterator[_Member]:
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if member.isreg():
-                yield member.name, lambda member=member: _extract(archive, member)  # type: ignore[misc]
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    data = file.read() if file is not None else b""
-    if len(data) != member.size:
-        raise tarfile.ReadError(f"{member.name} is cut short")
-    return data
-
-
-def _zip_members(path: str) -> Iterator[_Member]:
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(name for name in archive.namelist() if not name.endswith("/")):
-            yield name, lambda name=name: _unzip(archive, name)  # type: ignore[misc]
-
-
-def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
+def _opened(path: str, size: int) -> Archive:
+    head = read_file(path, most=HEAD)
+    kind = kind_of(head)
+    if kind is not None and kind.name not in ("tar", "zip"):
+        raise ImageError(kind.reason or f"it isn't an archive, but of the kind {kind.name}", kind=kind.name)
     try:
-        return archive.read(name)
-    except _DAMAGE as error:
-        raise ImageError(f"the member {name} is damaged: {error}") from error
+        if kind is not None and kind.name == "tar":
+            return Tar(path, size, head)
+        if zipfile.is_zipfile(path):
+            return Zip(path)
+        raise ImageError("it is neither a tar nor a zip, or is damaged at its start or end", kind="archive")
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"this archive can't be read: {_line(error)}; is it complete?", kind="archive"
+        ) from error
 
 
-def _is_image(extension: str) -> bool:
-    return "." + extension.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+def _check_directory(file: BinaryIO) -> None:
+    """Refuse a zip whose directory alone would fill the memory."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 65_557))
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    directory = struct.unpack("<L", tail[at + 12 : at + 16])[0] if 0 <= at <= len(tail) - 16 else 0
+    at64 = tail.rfind(b"PK\6\6")
+    if directory == 0xFFFFFFFF and 0 <= at64 <= len(tail) - 48:
+        directory = struct.unpack("<Q", tail[at64 + 40 : at64 + 48])[0]
+    if directory > limits.DIRECTORY_BYTES:
+        raise ImageError(f"its directory has {limits.size_of(directory)}", kind="too-large")
 
 
-def _is_tar(path: str) -> bool:
-    return path.lower().endswith(TAR_SUFFIXES)
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Many programs write UTF-8 without saying so, which is then read as the letters of DOS."""
+    if info.flag_bits & 0x800:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
-@lru_cache(maxsize=4)
-def _tar_index(path: str, _version: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """Where each member's bytes stand in an uncompressed tar; its size and time only key the cache."""
-    with tarfile.open(path, "r:") as archive:
-        return {member.name: (member.offset_data, member.size) for member in archive if member.isreg()}
+def _describes(name: str) -> bool:
+    base = posixpath.basename(name.replace("\\", "/"))
+    return names.suffix(base) in names.SIDECAR_SUFFIXES or names.is_table(base)
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from gmv_qdrant.images.records import Record, Unusable
 
+_NOTES = 100
+
 
 @dataclass
 class Census:
@@ -18,13 +20,38 @@ class Census:
     unusable: Counter[str] = field(default_factory=Counter)
     """What was named as an image, or was one, and can't be used: how many, by `Unusable.kind`."""
     passed: Counter[str] = field(default_factory=Counter)
-    """What is no image, by what it is."""
-    notes: list[str] = field(default_factory=list)
-    """What a person should know: a table that wasn't used, a column that was chosen among several."""
+    """What is no image, by what it is: ``.txt``, ``descriptions``, ``archives in an archive``."""
+    first: dict[str, str] = field(default_factory=dict)
+    """The first URI that was passed over as each of these, or that a note is about."""
+    noted: Counter[str] = field(default_factory=Counter)
+    complete: bool = True
+    """Whether all of it was looked at: nothing says beforehand how much a data set of the hub holds."""
 
     @property
     def seen(self) -> int:
         return self.images + sum(self.unusable.values()) + sum(self.passed.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know: what was there and wasn't used, and what had to be decided."""
+        found = [
+            f"{count:,} {what} not used: {self.first[what]}" + (" and others" if count > 1 else "")
+            for what, count in sorted(self.passed.items())
+            if what.endswith(_SAID)
+        ]
+        for text, count in self.noted.items():
+            where = self.first[text]
+            found.append(
+                text
+                + (
+                    f" ({count:,} times, first {where})"
+                    if where and count > 1
+                    else f" ({where})"
+                    if where
+                    else ""
+                )
+            )
+        return found
 
     def count(self, item: Record | Unusable) -> None:
         if isinstance(item, Unusable):
@@ -33,14 +60,24 @@ class Census:
             self.images += 1
             self.without_owner += not item.owners
 
+    def pass_over(self, what: str, uri: str, count: int = 1) -> None:
+        """What is no image and is said to be none."""
+        self.passed[what] += count
+        self.first.setdefault(what, uri)
+
+    def note(self, text: str, uri: str = "") -> None:
+        if text in self.noted or len(self.noted) < _NOTES:
+            self.noted[text] += 1
+            self.first.setdefault(text, uri)
+
     def clear(self) -> None:
         self.images = self.without_owner = 0
-        self.unusable.clear()
-        self.passed.clear()
-        self.notes.clear()
+        self.complete = True
+        for counts in (self.unusable, self.passed, self.first, self.noted):
+            counts.clear()
 
     def sentence(self, failed: int = 0) -> str:
-        """``seen 115: 93 images, 20 quarantined, 2 not images (1 .txt, 1 .md)``.
+        """``seen 115: 93 images, 20 quarantined, 2 not images (1 .md, 1 .txt)``.
 
         failed: images that a later step quarantined.
         """
@@ -49,3 +86,18 @@ class Census:
             f"seen {self.seen:,}: {self.images - failed:,} images, {sum(self.unusable.values()) + failed:,} quarantined"
             + (f", {sum(self.passed.values()):,} not images ({passed})" if passed else "")
         )
+
+    def owners_sentence(self) -> str:
+        """``22 of 115 images have no owner``; empty where each has one."""
+        return f"{self.without_owner:,} of {self.images:,} images have no owner" if self.without_owner else ""
+
+
+_SAID = (
+    "about no image",
+    "in an archive",
+    "without images",
+    "without rows",
+    "WebDataset sample",
+    "already walked",
+)
+"""How what was passed over ends where a person would want to know of it by name."""

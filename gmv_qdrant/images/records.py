@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import math
+import os
+import stat
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from gmv_qdrant.errors import ImageError
+from gmv_qdrant.images import limits
+from gmv_qdrant.images.names import printable
 
 NAMESPACE = uuid.UUID("42a89fbf-b577-594c-be45-4bf7460b1188")
 """UUIDv5 of ``gmv-qdrant`` among URLs: the namespace of all point ids.
@@ -52,65 +52,49 @@ class Unusable:
     """One word for reasons of this sort, to count them by."""
 
 
-def read_file(path: str) -> bytes:
-    """The bytes of a local file. Raises `ImageError` when it cannot be read."""
+def read_file(path: str, limit: int = limits.FILE_BYTES, *, most: int | None = None) -> bytes:
+    """The bytes of a regular file; only the first ``most`` of them when given.
+
+    Raises `ImageError` when it cannot be read, is no regular file (a pipe would be waited for, for ever), or has more
+    than ``limit`` bytes.
+    """
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        _require_regular(path, os.stat(path))
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(handle)
+            _require_regular(path, status)  # it may be another one by now
+            with open(handle, "rb", closefd=False) as file:
+                if most is not None:
+                    return file.read(most)
+                if status.st_size > limit:
+                    raise ImageError(too_large(status.st_size, limit), kind="too-large")
+                return file.read(limit)
+        finally:
+            os.close(handle)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{printable(path)} cannot be read: {reason}.") from error
+        raise ImageError(f"{printable(path)} cannot be read: {reason}.", kind="unreadable") from error
 
 
-def printable(path: str) -> str:
-    """A path that can be printed and stored: bytes that aren't UTF-8 are written as ``\\xNN``."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _require_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{printable(path)} is {irregular(status.st_mode)}.", kind="not-a-file")
 
 
-def describe(columns: Mapping[str, object], *, owner: str | None) -> dict[str, Any]:
-    """Metadata columns -> the describing fields of a `Record`: owner, label, licence, attributes.
+def too_large(size: int, limit: int = limits.FILE_BYTES) -> str:
+    return f"too large: {limits.size_of(size)}, the limit is {limits.size_of(limit)}"
 
-    Empty strings and NaN count as absent; ``owner`` is the default where the columns name none.
-    """
-    values = {name: value for name, raw in columns.items() if (value := jsonable(raw)) is not None}
-    return {
-        "owners": tuple(name for name in (text(values.pop("owner", None)) or owner,) if name),
-        "label": text(values.pop("label", None)),
-        "licence": text(_first(values.pop("licence", None), values.pop("license", None))),
-        "attributes": values,
+
+def irregular(mode: int) -> str:
+    """What a file that isn't regular is."""
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
     }
-
-
-def jsonable(value: object) -> object:
-    """A value that JSON can hold; None for what is empty (``""``, NaN) or has no JSON form (bytes)."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
-        return value.isoformat()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return None
-    return str(value)
-
-
-def text(value: object) -> str | None:
-    """A name as text: ``7`` and ``7.0`` are both ``"7"`` (a column with a gap turns integers to floats)."""
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
-
-
-def _first(*values: object) -> object:
-    return next((value for value in values if value is not None), None)
+    return f"{kinds.get(stat.S_IFMT(mode), 'a folder or the like')}, not a regular file"
 
 
 def content_hash(data: bytes) -> str:

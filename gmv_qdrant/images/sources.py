@@ -1,78 +1,118 @@
-"""Everything that images come from, as one stream of records; and the way back from a URI to the bytes."""
+"""Everything that images come from, as one stream of records, and beforehand, what there is."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 from gmv_qdrant.errors import ImageError, SourceError
-from gmv_qdrant.images.allowed import SCHEME, check_allowed, check_file
+from gmv_qdrant.images.allowed import SCHEME, without_credentials
 from gmv_qdrant.images.census import Census
-from gmv_qdrant.images.containers import container_count, container_stream, is_container, read_part
-from gmv_qdrant.images.folders import candidates, file_record, folder_stream
-from gmv_qdrant.images.records import Record, Unusable, printable, read_file
-from gmv_qdrant.images.tables import HUB, check_hub, hub_stream, read_hub_row
+from gmv_qdrant.images.descriptions import names_of
+from gmv_qdrant.images.hub import HUB, check_hub
+from gmv_qdrant.images.names import is_table, printable
+from gmv_qdrant.images.reading import read_uri as read_uri
+from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.images.walk import Walk
 
 
 @dataclass(frozen=True)
 class Sources:
     """All images that ``paths`` lead to: iterate it, as often as you like, or send it to another process.
 
-    only: URIs to keep; None keeps all.
+    only: URIs to keep; None keeps all. allowed: where links may lead, beside the paths themselves.
     """
 
     paths: tuple[str, ...]
     owner: str | None = None
     only: frozenset[str] | None = None
+    allowed: tuple[str, ...] = ()
     census: Census = field(default_factory=Census, compare=False)
     """What the last iteration has come by so far."""
 
     def __iter__(self) -> Iterator[Record | Unusable]:
         self.census.clear()
-        for item in _stream(self.paths, self.owner):
-            if self.only is None or item.uri in self.only:
-                self.census.count(item)
-                yield item
+        return self._stream(self.census, load=True)
+
+    def plan(self) -> Census:
+        """What there is, from names, tables and sidecars alone: how many images, and what is wrong with descriptions.
+
+        No image is read. Raises `SourceError` when there is nothing that could be taken in.
+        """
+        census = Census()
+        for _ in self._stream(census, load=False):
+            pass
+        if census.complete and not census.images and not census.unusable and self.only is None:
+            what = printable(self.paths[0]) if len(self.paths) == 1 else f"The {len(self.paths)} paths"
+            notes = "".join(f"; {note}" for note in census.notes[:3])
+            raise SourceError(
+                f"{what} holds no images, nor do the folders in it: {census.sentence()}{notes}."
+            )
+        for path in self.paths:
+            _note_tables_above(path, census)
+        return census
 
     def count(self) -> int | None:
-        """As `count_images`."""
-        return count_images(self.paths) if self.only is None else len(self.only)
+        """How many images an iteration will try at most; None where only reading would tell."""
+        if self.only is not None:
+            return len(self.only)
+        census = self.plan()
+        return census.images + sum(census.unusable.values()) if census.complete else None
 
-    def parts(self) -> list[Sources]:
-        """The same images in the same order, in parts that can be read side by side: files together, others alone."""
-        found: list[list[str]] = []
-        for path in self.paths:
-            if found and _is_file(path) and _is_file(found[-1][-1]):
-                found[-1].append(path)
-            else:
-                found.append([path])
-        return [Sources(tuple(paths), self.owner, self.only) for paths in found]
+    def _stream(self, census: Census, *, load: bool) -> Iterator[Record | Unusable]:
+        only = self.only
+        walk = Walk(
+            self.owner,
+            (*self.paths, *self.allowed),
+            census,
+            load,
+            (lambda uri: True) if only is None else (lambda uri: uri in only),
+        )
+        folders = [path for path in self.paths if os.path.isdir(path)]
+        with contextlib.closing(walk):
+            for place, paths in itertools.groupby(self.paths, _place):
+                if place is not None:
+                    yield from walk.files(place, list(paths))
+                    continue
+                for path in paths:
+                    if path.startswith(HUB):
+                        yield from walk.hub(path)
+                    else:
+                        yield from walk.folder(path, os.path.basename(path) if len(folders) > 1 else None)
 
 
-def _is_file(path: str) -> bool:
-    return not (path.startswith(HUB) or os.path.isdir(path) or is_container(path))
+def _place(path: str) -> str | None:
+    """The folder of a single file; None of a folder or a data set."""
+    return None if path.startswith(HUB) or os.path.isdir(path) else os.path.dirname(path)
 
 
 def open_sources(
-    paths: Sequence[str], *, owner: str | None = None, only: frozenset[str] | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    owner: str | None = None,
+    only: frozenset[str] | None = None,
+    allowed: Sequence[str] = (),
 ) -> Sources:
     """One stream of all images that ``paths`` lead to, in a fixed order and bounded memory.
 
-    A path is a folder, an image file, a Parquet file with image bytes, a tar (WebDataset) or zip
-    archive, or ``hf://NAME[:SPLIT]``. ``owner`` owns what names no owner itself. Labels come from the
-    metadata; where it has no label column, or there is none, from the name of an image's folder.
+    A path is a folder, an image file, a Parquet file with image bytes, a tar or zip archive, or ``hf://NAME[:SPLIT]``.
+    ``owner`` owns what names no owner itself. Labels come from descriptions; where none has a place for a label, from
+    the name of an image's folder below a given path (of the path itself where several folders are given). Links may
+    lead to the paths and to the places ``allowed``, no further.
 
-    All paths are checked here, before the first record. Raises `SourceError` for a missing path, an empty
-    folder, a data set that the hub doesn't give; later, from the stream, for a damaged metadata file and
-    for a table or an archive without images.
+    Raises `SourceError` for a missing path, and for a data set that the hub doesn't give. Everything else that can't be
+    used comes out of the stream as `Unusable`.
     """
     if not paths:
         raise SourceError("No path was given: name a folder, an image, a Parquet file, a tar or hf://NAME.")
-    checked = [path if path.startswith(HUB) else os.path.abspath(path) for path in map(os.fspath, paths)]
-    missing = [path for path in checked if not path.startswith(HUB) and not os.path.exists(path)]
+    given = [os.fspath(path) for path in paths]
+    for path in given:
+        _check_path(path)
+    checked = [path if path.startswith(HUB) else os.path.abspath(path) for path in given]
+    missing = [path for path in checked if not path.startswith(HUB) and not os.path.lexists(path)]
     if missing:
         raise SourceError(
             f"{printable(missing[0])} does not exist"
@@ -82,69 +122,40 @@ def open_sources(
     for path in checked:
         if path.startswith(HUB):
             check_hub(path)
-        elif os.path.isdir(path) and next(candidates(path), None) is None:
-            raise SourceError(f"The folder {printable(path)} holds no images, nor do the folders in it.")
-    return Sources(tuple(checked), owner, only)
+    return Sources(tuple(checked), _owner(owner), only, tuple(allowed))
 
 
-def _stream(paths: Sequence[str], owner: str | None) -> Iterator[Record | Unusable]:
-    for path in paths:
-        if path.startswith(HUB):
-            yield from hub_stream(path, owner)
-        elif os.path.isdir(path):
-            yield from folder_stream(path, owner)
-        elif is_container(path):
-            yield from container_stream(path, owner)
-        else:
-            yield file_record(path, owner)
+def _check_path(path: str) -> None:
+    if without_credentials(path) != path:
+        raise SourceError(
+            f"{without_credentials(path)} was given with credentials in it, which would be kept: put them into the "
+            "environment."
+        )
+    if SCHEME.match(path) and not path.startswith(HUB):
+        raise SourceError(
+            f"{path} can't be read: give a local path or hf://NAME; copy or mount the images first."
+        )
+    if "\0" in path:
+        raise SourceError("A path has a zero byte in it; check the spelling.")
 
 
-def count_images(paths: Sequence[str]) -> int | None:
-    """How many images `open_sources` will try, for a progress bar; None where only reading would tell."""
-    total = 0
-    for path in paths:
-        for file in candidates(path) if os.path.isdir(path) else (path,):
-            count = None if file.startswith(HUB) else container_count(file) if is_container(file) else 1
-            if count is None:
-                return None
-            total += count
-    return total
-
-
-def read_uri(uri: str, allowed: Sequence[str]) -> bytes:
-    """The bytes of an image, from the URI that its `Record` had, or from a URL that fsspec reads.
-
-    allowed: the folders, files and beginnings of URLs that the user named (`images.allowed`).
-    Raises `ImageError` when there is nothing readable at that place, or when it isn't allowed.
-    """
-    if uri.startswith("file:///"):
-        uri = unquote(uri.removeprefix("file://"))
-    check_allowed(uri, allowed)
-    if uri.startswith(HUB) and not uri.startswith(HUB + "datasets/") and "#" in uri:
-        name, _, row = uri.rpartition("#")
-        if not row.isdecimal():
-            raise ImageError(f"{uri} names no row: after # comes a number.")
-        return read_hub_row(name, int(row))
-    if SCHEME.match(uri):
-        return _read_url(uri)
-    if os.path.exists(uri):
-        check_file(uri, allowed)
-        return read_file(uri)
-    for mark in re.finditer("#", uri):  # paths and member names may contain the mark themselves
-        path, part = uri[: mark.start()], uri[mark.end() :]
-        if os.path.isfile(path) and is_container(path):
-            check_file(path, allowed)
-            return read_part(path, part)
-    raise ImageError(f"{printable(uri)} does not exist any more.")
-
-
-def _read_url(url: str) -> bytes:
-    import fsspec
-
+def _owner(owner: str | None) -> str | None:
     try:
-        with fsspec.open(url, "rb") as file:
-            data: bytes = file.read()
-    except Exception as error:
-        message = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
-        raise ImageError(f"{url} cannot be read: {message}.") from error
-    return data
+        names = names_of([owner])
+    except ImageError as error:
+        raise SourceError(f"the owner can't be used: {error}") from None
+    return names[0] if names else None
+
+
+def _note_tables_above(path: str, census: Census) -> None:
+    """A table in the folder above describes what is given, and isn't read unless its folder is."""
+    above = os.path.dirname(path) if not path.startswith(HUB) and os.path.isdir(path) else None
+    try:
+        tables = [name for name in os.listdir(above) if is_table(name)] if above else []
+    except OSError:
+        return
+    for name in tables:
+        census.note(
+            "is in the folder above, so it isn't used: give that folder to use it",
+            os.path.join(str(above), name),
+        )

@@ -1,256 +1,373 @@
-"""Tables of images: Parquet files, by pyarrow, and data sets of the Hugging Face hub, by `datasets`.
+"""Metadata tables as people write them -> rows: CSV with any separator, TSV, JSON, JSON lines, Parquet.
 
-Parquet is read by pyarrow because a URI names one row, and only pyarrow goes straight to a row; the
-hub's column types (ClassLabel, Image) are read from the file's own schema.
+Nothing is guessed about values: CSV stays text, so that an owner ``007`` doesn't become 7. A row that can't be read is
+a row that says so; only a table that names no images at all is refused as a whole.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
-from gmv_qdrant.errors import ImageError, SourceError
-from gmv_qdrant.images.records import Record, Unusable, describe
+from gmv_qdrant.errors import ImageError
+from gmv_qdrant.images import limits
+from gmv_qdrant.images.arrow import class_names, hub_features, values
+from gmv_qdrant.images.descriptions import Pairs, Unreadable
+from gmv_qdrant.images.kinds import HEAD, kind_of
 
-HUB = "hf://"
-_LIKELY_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes", "content", "data")
-_BATCH = 32
-"""Rows in memory at a time; a row holds a whole image file."""
-_PAGEWISE: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
-"""Pages are read as they are needed; by default pyarrow reads a whole row group, however large."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Which column holds the image, and the names of the columns that hold class numbers."""
-
-    image: str
-    classes: Mapping[str, list[str]]
-
-    def record(self, uri: str, row: Mapping[str, Any], owner: str | None) -> Record | Unusable:
-        try:
-            data = _image_bytes(row[self.image])
-        except ImageError as error:
-            return Unusable(uri, str(error))
-        rest = {name: self._named(name, value) for name, value in row.items() if name != self.image}
-        return Record(uri=uri, data=data, **describe(rest, owner=owner))
-
-    def _named(self, column: str, value: object) -> object:
-        names = self.classes.get(column)
-        if names is None or not isinstance(value, int):
-            return value
-        return names[value] if 0 <= value < len(names) else None  # -1 is the hub's "no label"
+Open = Callable[[], BinaryIO]
+"""The table's bytes from their beginning, as often as asked for."""
+Note = Callable[[str], None]
 
 
-def parquet_stream(path: str, owner: str | None) -> Iterator[Record | Unusable]:
-    """The images of a Parquet file, in order of rows.
+class Row(NamedTuple):
+    """One row: where it stands, the files that it names, its other columns. A damaged row names no files."""
 
-    Raises `SourceError` for a file that isn't Parquet, has no image column or no rows. Damage after the
-    first image ends the stream with an `Unusable`.
+    place: str
+    """``line 7`` or ``row 7``."""
+    files: tuple[str, ...]
+    pairs: Pairs
+    damage: str = ""
+
+
+_FILE_COLUMNS = (
+    "file_name", "file_names", "filename", "filenames", "file_path", "filepath", "file", "path", "image_file",
+    "image_name", "image_path", "image", "img",
+)  # fmt: skip
+"""The first of these that a table has names the images, in any case; a space or ``-`` is as good as ``_``."""
+
+_SEPARATORS = ",;\t|"
+_LINE = 16 * limits.MIB
+_WHOLE_JSON = 256 * limits.MIB
+_PAGE = 1024
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_EXCEL_TEXT = re.compile(r'="(.*)"', re.DOTALL)
+
+
+def read_rows(name: str, source: Open, note: Note) -> Iterator[Row]:
+    """The rows of the table called ``name``; ``note`` is told what had to be decided on the way.
+
+    Raises `ImageError` when it names no files or isn't readable at all.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    row = 0
-    try:
-        with pq.ParquetFile(path, **_PAGEWISE) as file:
-            columns = _parquet_columns(path, file.schema_arrow)
-            if not file.metadata.num_rows:
-                raise SourceError(f"The Parquet file {path} has no rows.")
-            for batch in file.iter_batches(batch_size=_BATCH):
-                for values in batch.to_pylist():
-                    yield columns.record(f"{path}#{row}", values, owner)
-                    row += 1
-    except (pa.ArrowException, OSError) as error:
-        if not row:
-            raise SourceError(f"The Parquet file {path} cannot be read: {_line(error)}") from error
-        yield Unusable(path, f"the file is damaged from row {row} on: {_line(error)}")
+    ending = name.lower().rpartition(".")[2]
+    with source() as file:
+        kind = kind_of(file.read(HEAD))
+    if kind is not None and kind.reason and kind.name not in ("json", "xml"):
+        raise ImageError(f"it is {kind.reason}", kind=kind.name)
+    if ending == "parquet":
+        return _parquet(source, note)
+    return _text(source, _encoding(source, note), ending)
 
 
-def parquet_rows(path: str) -> int | None:
-    """How many rows a Parquet file says it has; None when it cannot be read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except (pa.ArrowException, OSError):
-        return None
-
-
-def read_parquet_row(path: str, row: int) -> bytes:
-    """The image bytes of one row. Raises `ImageError`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, **_PAGEWISE) as file:
-            image = _parquet_columns(path, file.schema_arrow).image
-            skip = row
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if skip >= rows:
-                    skip -= rows
-                    continue
-                for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[image]):
-                    if skip < batch.num_rows:
-                        return _image_bytes(batch.column(0)[skip].as_py())
-                    skip -= batch.num_rows
-    except (pa.ArrowException, OSError, SourceError) as error:
-        raise ImageError(f"Row {row} of {path} cannot be read: {_line(error)}") from error
-    raise ImageError(f"The Parquet file {path} has no row {row}.")
-
-
-def check_hub(uri: str) -> None:
-    """Raises `SourceError` when the data set cannot be had or has no image column."""
-    _hub_dataset(uri)
-
-
-def hub_stream(uri: str, owner: str | None) -> Iterator[Record | Unusable]:
-    """The images of ``hf://NAME[:SPLIT]``, streamed; without a split, ``train`` or else the first one.
-
-    Raises `SourceError` when the data set cannot be had or has no image column.
-    """
-    dataset, split, columns = _hub_dataset(uri)
-    name = _hub_name(uri)[0]
-    rows = iter(dataset)
-    row = 0
-    while True:
+def _text(source: Open, encoding: str, ending: str) -> Iterator[Row]:
+    with io.TextIOWrapper(source(), encoding=encoding, newline="") as text:
         try:
-            values = next(rows)
-        except StopIteration:
-            break
-        except Exception as error:
-            raise SourceError(f"The data set {uri} stopped at row {row}: {_line(error)}") from error
-        yield columns.record(f"{HUB}{name}:{split}#{row}", values, owner)
-        row += 1
-    if not row:
-        raise SourceError(f"The data set {uri} has no rows.")
+            if ending in ("csv", "tsv"):
+                yield from _separated(_lines(text), "\t" + _SEPARATORS if ending == "tsv" else _SEPARATORS)
+            else:
+                yield from _json(text, "no-table" if ending == "json" else "description")
+        except UnicodeError as error:
+            raise ImageError(f"its text is damaged: {error}") from None
 
 
-def read_hub_row(uri: str, row: int) -> bytes:
-    """The image bytes of one row of ``hf://NAME:SPLIT``; the rows before it are streamed past."""
-    try:
-        dataset, _, columns = _hub_dataset(uri)
-        for values in dataset.skip(row).take(1):
-            return _image_bytes(values[columns.image])
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"Row {row} of {uri} cannot be read: {_line(error)}") from error
-    raise ImageError(f"The data set {uri} has no row {row}.")
+def _encoding(source: Open, note: Note) -> str:
+    """By its byte-order mark; else UTF-8, and Windows-1252 where it isn't that, as Excel saves CSV."""
+    with source() as file:
+        head = file.read(4)
+        for mark, encoding in _BOMS:
+            if head.startswith(mark):
+                return encoding
+        if b"\0" in head:
+            raise ImageError("it is neither text in UTF-8 nor marked as UTF-16: save it as UTF-8")
+        decoders = {name: codecs.getincrementaldecoder(name)() for name in ("utf-8", "cp1252")}
+        block = head
+        while decoders:
+            for name in list(decoders):
+                try:
+                    decoders[name].decode(block, final=not block)
+                except UnicodeDecodeError:
+                    del decoders[name]
+            if not block:
+                break
+            block = file.read(limits.MIB)
+    if "utf-8" in decoders:
+        return "utf-8"
+    if not decoders:
+        raise ImageError("its text is neither UTF-8 nor Windows-1252: save it as UTF-8")
+    note("isn't UTF-8 and was read as Windows-1252: check the accents in its names")
+    return "cp1252"
 
 
-def _parquet_columns(path: str, schema: Any) -> _Columns:
-    """From an Arrow schema, with what the hub's own writer left in it."""
-    import pyarrow as pa
-
-    hub = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = hub.get("info", {}).get("features", {})
-    types = {name: _hub_type(feature) for name, feature in features.items()}
-
-    def holds_bytes(kind: Any) -> bool:
-        return bool(
-            pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-        )
-
-    images = [field.name for field in schema if types.get(field.name) == "Image"]
-    images += [
-        field.name
-        for field in schema
-        if pa.types.is_struct(field.type)
-        and field.type.get_field_index("bytes") >= 0
-        and holds_bytes(field.type.field("bytes").type)
-    ]
-    plain = [field.name for field in schema if holds_bytes(field.type)]
-    classes = {name: features[name]["names"] for name, kind in types.items() if kind == "ClassLabel"}
-    return _Columns(_image_column(f"The Parquet file {path}", schema.names, images, plain), classes)
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_LINE):
+        if len(line) == _LINE:
+            raise ImageError(f"it has a line of more than {limits.size_of(_LINE)}")
+        yield line
 
 
-def _hub_dataset(uri: str) -> tuple[Any, str, _Columns]:
-    import datasets
-
-    name, split = _hub_name(uri)
-    try:
-        if not split:
-            splits = datasets.get_dataset_split_names(name)
-            split = "train" if "train" in splits else splits[0]
-        dataset = datasets.load_dataset(name, split=split, streaming=True)
-        if dataset.features is None:
-            dataset = dataset._resolve_features()
-    except Exception as error:
-        raise SourceError(
-            f"The data set {uri} cannot be had from the Hugging Face hub: {_line(error)} "
-            "Check the name (hf://NAME:SPLIT), the network and HF_HUB_OFFLINE."
-        ) from error
-    features = dataset.features
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    images += [
-        column for column, feature in features.items() if isinstance(feature, dict) and "bytes" in feature
-    ]
-    plain = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, datasets.Value) and "binary" in feature.dtype
-    ]
-    classes = {
-        column: feature.names
-        for column, feature in features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    image = _image_column(f"The data set {uri}", list(features), images, plain)
-    return dataset.decode(False), split, _Columns(image, classes)
+# -- columns ---------------------------------------------------------------------------------------------------------
 
 
-def _image_column(what: str, names: list[str], images: list[str], plain: list[str]) -> str:
-    """``image`` where there are several; of plain binary columns one that is named so, or the only one."""
-    for candidates in (images, plain):
-        for name in _LIKELY_NAMES:
-            if name in candidates:
-                return name
-    if images:
-        return images[0]
-    if len(plain) == 1:
-        return plain[0]
-    raise SourceError(
-        f"{what} has no image column (it has {', '.join(names)}); "
-        "name a column of image bytes `image`, or export it with HF datasets."
-    )
+def file_column(names: Iterable[str]) -> int | None:
+    """Which column names the files; None where none does."""
+    plain = [re.sub(r"[\s-]+", "_", name.strip().casefold()) for name in names]
+    return next((plain.index(known) for known in _FILE_COLUMNS if known in plain), None)
 
 
-def _image_bytes(value: Any) -> bytes:
-    """Of an image column's value: bytes, or the hub's ``{"bytes": ..., "path": ...}``."""
-    path = None
-    if isinstance(value, Mapping):
-        value, path = value.get("bytes"), value.get("path")
-    # The hub's folders of images name where the bytes are; a table must not send us anywhere else.
-    if value is None and path and path.rpartition("::")[2].startswith(HUB):
-        import fsspec
-
-        try:
-            with fsspec.open(path, "rb") as file:
-                value = file.read()
-        except Exception as error:
-            raise ImageError(f"{path} cannot be read: {_line(error)}") from error
-    if value is None:
+def _require_file_column(names: list[str], kind: str = "description") -> int:
+    place = file_column(names)
+    if place is None:
+        there = ", ".join(name.strip() for name in names[:20]) or "none"
         raise ImageError(
-            f"the row holds no image bytes, only the name {path}" if path else "the row has no image"
+            f"it has no column file_name (its columns: {there}): add one, with paths from its own folder",
+            kind=kind,
         )
-    return bytes(value)
+    return place
 
 
-def _hub_name(uri: str) -> tuple[str, str]:
-    name, _, split = uri.removeprefix(HUB).partition(":")
-    return name, split
+def _files(value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(item) for item in items if item is not None and str(item).strip())
 
 
-def _hub_type(feature: object) -> str | None:
-    return feature.get("_type") if isinstance(feature, dict) else None
+# -- text with separators --------------------------------------------------------------------------------------------
 
 
-def _line(error: BaseException) -> str:
-    """An engine's message as one line that ends with a full stop."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+def _separated(lines: Iterator[str], separators: str) -> Iterator[Row]:
+    names, at, separator, header_line = _header(lines, separators)
+    reader = _Records(lines, separator)
+    for cells, damage in reader:
+        place = f"line {header_line + reader.first_line}"
+        if damage:
+            yield Row(place, (), (), damage)
+        elif any(cell.strip() for cell in cells):
+            yield _row_of_cells(place, names, at, cells)
+
+
+def _header(lines: Iterator[str], separators: str) -> tuple[list[str], int, str, int]:
+    """Names of columns, which one names the files, the separator, and the header's line number."""
+    names: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or (number == 1 and re.fullmatch(r"sep=.\s*", line)):  # Excel's hint
+            continue
+        if line.count('"') % 2:
+            raise ImageError("the quotes of its header don't close")
+        for separator in separators:
+            names = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+            if (at := file_column(names)) is not None:
+                return names, at, separator, number
+        names = next(csv.reader([line], skipinitialspace=True))
+        break
+    return names, _require_file_column(names), ",", 0
+
+
+class _Records:
+    """Records of CSV, each with what is wrong with it; a quote that doesn't close swallows no line unsaid."""
+
+    def __init__(self, lines: Iterator[str], separator: str) -> None:
+        self.lines, self.separator = lines, separator
+        self.read: list[str] = []
+        self.seen = 0
+        self.first_line = 0
+
+    def __iter__(self) -> Iterator[tuple[list[str], str]]:
+        records = csv.reader(self._remembered(), delimiter=self.separator, skipinitialspace=True, strict=True)
+        while True:
+            self.read.clear()
+            self.first_line = self.seen + 1
+            try:
+                yield next(records), ""
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield self._again(str(error))
+
+    def _remembered(self) -> Iterator[str]:
+        for line in self.lines:
+            self.seen += 1
+            self.read.append(line)
+            yield line
+
+    def _again(self, reason: str) -> tuple[list[str], str]:
+        """A line that is sloppy by itself (``"Rock" Johnson``) is read as it can be."""
+        if len(self.read) == 1 and self.read[0].count('"') % 2 == 0 and "limit" not in reason:
+            return next(csv.reader(self.read, delimiter=self.separator, skipinitialspace=True)), ""
+        if len(self.read) > 1:
+            reason = f"a quote doesn't close within {len(self.read)} lines"
+        return [], reason
+
+
+def _row_of_cells(place: str, names: list[str], at: int, cells: list[str]) -> Row:
+    cells = [match[1] if (match := _EXCEL_TEXT.fullmatch(cell.strip())) else cell for cell in cells]
+    pairs: list[tuple[str, object]] = [
+        (name.strip() or f"column{number}", cell.strip())
+        for number, (name, cell) in enumerate(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
+        if number != at
+    ]
+    if any(cell.strip() for cell in cells[len(names) :]):
+        pairs.append(("its last", Unreadable(f"the row has {len(cells)} cells, the header {len(names)}")))
+    return Row(place, _files(cells[at] if at < len(cells) else None), pairs)
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+class Doubled(dict[str, Any]):
+    """An object in which a name stands twice."""
+
+    pairs: Pairs = ()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON, in which an object that has a name twice is `Doubled`. Raises `ValueError` or `RecursionError`."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def pairs_of(value: Mapping[str, Any]) -> Pairs:
+    return value.pairs if isinstance(value, Doubled) else list(value.items())
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found = Doubled(found)
+        found.pairs = pairs
+    return found
+
+
+def _json(text: io.TextIOWrapper, kind: str) -> Iterator[Row]:
+    """An array of rows, an object of rows by file, or a row on each line. kind: of the error for anything else."""
+    start = text.readline(_LINE)
+    while start and not start.strip():
+        start = text.readline(_LINE)
+    rest = itertools.chain([start], _lines(text))
+    try:
+        first = parse_json(start)
+        one_a_line = isinstance(first, dict)
+    except (ValueError, RecursionError):
+        one_a_line = start.lstrip()[:1] == "{" and len(start.strip()) > 1
+    if one_a_line:
+        yield from _json_lines(rest, kind)
+        return
+    whole = text_of(rest)
+    try:
+        value = parse_json(whole)
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"its JSON is damaged: {str(error) or 'it is nested too deeply'}") from None
+    yield from _json_rows(value, kind)
+
+
+def text_of(lines: Iterable[str]) -> str:
+    parts: list[str] = []
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > _WHOLE_JSON:
+            raise ImageError(
+                f"it is JSON of more than {limits.size_of(_WHOLE_JSON)}: save it as .jsonl, a row on each line"
+            )
+        parts.append(line)
+    return "".join(parts)
+
+
+def _json_lines(lines: Iterable[str], kind: str) -> Iterator[Row]:
+    named = False
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        try:
+            value = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            yield Row(place, (), (), f"its JSON is damaged: {str(error) or 'it is nested too deeply'}")
+            continue
+        if not isinstance(value, dict):
+            yield Row(place, (), (), "it is no JSON object")
+            continue
+        names = [name for name, _ in pairs_of(value)]
+        if not named:
+            if (
+                file_column(names) is None
+                and all(isinstance(item, dict) for item in value.values())
+                and value
+            ):
+                yield from _json_rows(value, kind)
+                continue
+            _require_file_column(names, kind)
+            named = True
+        yield _json_row(place, value)
+
+
+def _json_rows(value: object, kind: str) -> Iterator[Row]:
+    if isinstance(value, dict):
+        if file_column(value) is None and value and all(isinstance(item, dict) for item in value.values()):
+            for number, (name, item) in enumerate(pairs_of(value), 1):
+                yield Row(f"row {number}", (str(name),), pairs_of(item))  # type: ignore[arg-type]
+            return
+        value = [value]
+    if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
+        raise ImageError("it is neither an array of rows nor rows by file name", kind=kind)
+    _require_file_column(
+        sorted({str(name) for item in value[:100] if isinstance(item, dict) for name in item}), kind
+    )
+    for number, item in enumerate(value, 1):
+        if isinstance(item, dict):
+            yield _json_row(f"row {number}", item)
+        else:
+            yield Row(f"row {number}", (), (), "it is no JSON object")
+
+
+def _json_row(place: str, value: Mapping[str, Any]) -> Row:
+    pairs = pairs_of(value)
+    at = file_column(name for name, _ in pairs)
+    if at is None:
+        return Row(place, (), (), "it names no file")
+    return Row(place, _files(pairs[at][1]), [pair for number, pair in enumerate(pairs) if number != at])
+
+
+# -- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _parquet(source: Open, note: Note) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with source() as binary:
+        try:
+            with pq.ParquetFile(binary) as file:
+                schema = file.schema_arrow
+                features, problem = hub_features(schema.metadata)
+                if problem:
+                    note(problem)
+                at = _require_file_column(schema.names)
+                classes = [class_names(features.get(name)) for name in schema.names]
+                number = 0
+                for batch in file.iter_batches(batch_size=_PAGE):
+                    columns = [values(batch.column(i), classes[i]) for i in range(batch.num_columns)]
+                    for cells in zip(*columns, strict=True):
+                        number += 1
+                        pairs = [
+                            (n, c)
+                            for i, (n, c) in enumerate(zip(schema.names, cells, strict=True))
+                            if i != at
+                        ]
+                        if isinstance(cells[at], Unreadable):
+                            yield Row(
+                                f"row {number}", (), (), f"its file name can't be read: {cells[at].reason}"
+                            )
+                        else:
+                            yield Row(f"row {number}", _files(cells[at]), pairs)
+        except (pa.ArrowException, OSError) as error:
+            raise ImageError(f"its Parquet is damaged: {(str(error).splitlines() or [''])[0]}") from error
