@@ -323,9 +323,13 @@ class Workspace:
 
         return write_sheet(self.path, self.published, image, self._function(function), Path(target))
 
-    def sql(self, query: str) -> Relation:
-        """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network."""
-        return self._relation(self.published.restricted().query(query))
+    def sql(self, query: str, *, attach: Mapping[str, str | Path] | None = None) -> Relation:
+        """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network.
+
+        attach: CSV, JSON or Parquet files that it can name as tables.
+        """
+        files = {name: Path(file).absolute() for name, file in (attach or {}).items()}
+        return self._relation(self.published.restricted(attach=files).query(query))
 
     def export(
         self, directory: str | Path, *, file_format: str = "parquet", **function: Unpack[ValueOptions]
@@ -408,7 +412,7 @@ class Workspace:
         method: str = "external",
         batch: str = "default",
         score_type: str = "share",
-        most: int = 1000,
+        top_k: int = 1000,
     ) -> dict[str, Any]:
         """Make a workspace with another method's scores of this one's images, to credit and evaluate beside ours.
 
@@ -425,7 +429,7 @@ class Workspace:
             method=method,
             batch=batch,
             score_type=score_type,
-            most=most,
+            top_k=top_k,
         )
 
     # -- money ---------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_other_methods_beside_ours(workspace: Path, tmp_path: Path) -> None:
     ]
     columns = zip(("generated", "training", "score"), map(list, zip(*rows, strict=True)), strict=True)
     pq.write_table(pa.table(dict(columns)), tmp_path / "scores.parquet")
-    options = ("--into", tmp_path / "theirs", "--method", "toy", "--most", 50, "--batch", "toy")
+    options = ("--into", tmp_path / "theirs", "--method", "toy", "--top-k", 50, "--batch", "toy")
     made = gmv(workspace, "import-scores", tmp_path / "scores.parquet", *options)
     assert (made["generated_images"], made["matches"], made["dropped"]) == (24, 1200, 1200)
     ours = gmv(workspace, "evaluate", "known-parents")["rows"][0]

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import run_options
-from gmv_qdrant.cli.render import bars, note, print_json, print_summary
+from gmv_qdrant.cli.options import Session, progress, run_options
+from gmv_qdrant.cli.render import note
+from gmv_qdrant.cli.runs import show_summary
 
 COLUMNS = ("uri", "owner", "label", "licence")
 
@@ -58,7 +59,7 @@ def _tenant(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
 )
 @run_options
 @click.pass_obj
-def adopt(given: Path, /, workspace: Path | None, as_json: bool, **options: Any) -> None:
+def adopt(session: Session, /, workspace: Path | None, as_json: bool, **options: Any) -> None:
     """Use a collection that is there already, full of image embeddings, as the training set.
 
     Makes WORKSPACE (by default that of -w), and proves first, on a sample of images, that the collection was made with
@@ -72,12 +73,10 @@ def adopt(given: Path, /, workspace: Path | None, as_json: bool, **options: Any)
     attributes = options.pop("attribute_fields")
     if attributes is not None:
         fields["attributes"] = "all" if attributes == "all" else tuple(_names(attributes))
-    with bars() as progress:
-        summary = Workspace.adopt(workspace or given, fields=fields, progress=progress, **options)
-    if as_json:
-        print_json(summary)
-        return
-    print_summary(summary)
+    session.writes = True
+    with progress(session) as shown:
+        summary = Workspace.adopt(workspace or session.workspace, fields=fields, progress=shown, **options)
+    show_summary(summary, as_json)
     if summary.get("without_uri"):
         note(f"  {summary['without_uri']:,} points name no image and were left out")
     if summary.get("sample_differing"):

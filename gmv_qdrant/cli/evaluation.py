@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from gmv_qdrant.cli.options import (
+    answer_options,
+    function_of,
     function_options,
     json_option,
     run_options,
     warn_if_stale,
     with_workspace,
 )
-from gmv_qdrant.cli.questions import function_of
-from gmv_qdrant.cli.render import note, print_json, print_rows
+from gmv_qdrant.cli.render import note, print_json, print_rows, show
 from gmv_qdrant.errors import SettingsError
 
 Command = Callable[..., Any]
@@ -30,23 +31,28 @@ _ids = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 def _criterion(command: Command) -> Command:
     """The options of every criterion that depends on the value function."""
-    for option in (with_workspace, json_option, _plot_option, function_options):
+    for option in (with_workspace, answer_options, _plot_option, function_options):
         command = option(command)
     return command
 
 
 def _counting(command: Command) -> Command:
     """The options of a criterion that counts contributors, whatever they are worth."""
-    for option in (with_workspace, json_option, _plot_option, _batch_option):
+    for option in (with_workspace, answer_options, _plot_option, _batch_option):
         command = option(command)
     return command
 
 
 def _ks(*default: int) -> Callable[[Command], Command]:
     return click.option(
-        "-k", "ks", type=click.IntRange(min=1), multiple=True, default=default, show_default=True,
+        "-k",
+        "ks",
+        type=click.IntRange(min=1),
+        multiple=True,
+        default=default,
+        show_default=True,
         help="Contributors of a generated image; give it several times.",
-    )  # fmt: skip
+    )
 
 
 def _group_options(command: Command) -> Command:
@@ -86,7 +92,7 @@ def _answer(
     workspace: Any, name: str, given: dict[str, Any], options: dict[str, Any], tables: tuple[str, ...] = ()
 ) -> None:
     """Ask, draw, show. given: what the common options brought. tables: parts of the result shown below its rows."""
-    as_json, plot = given.pop("as_json"), given.pop("plot")
+    form, plot = given.pop("form"), given.pop("plot")
     function = function_of(given) if "no_quality" in given else given
     warn_if_stale(workspace)
     figures = workspace.evaluate(name, options=options, **function)
@@ -94,14 +100,11 @@ def _answer(
         from gmv_qdrant.evaluation.plots import plot as draw
 
         note(f"wrote {draw(figures, plot)}")
-    if as_json:
-        print_json(figures)
-        return
-    print_rows(figures["rows"], list(figures["rows"][0]), title=name)
-    for part in tables:
+    show(figures["rows"], form, title=name, document=figures)
+    for part in tables if form in ("table", "md") else ():
         if found := figures.get(part):
             rows = found if isinstance(found, list) else [found]
-            print_rows(rows, list(rows[0]), title=part.replace("_", " "))
+            show(rows, form, title=part.replace("_", " "))
 
 
 @click.group()
@@ -166,8 +169,15 @@ def membership(
 
 
 @evaluate.command()
-@click.option("-m", "sizes", type=click.IntRange(min=1), multiple=True, default=(1, 10, 30, 50), show_default=True,
-              help="Generated images in a draw; give it several times.")  # fmt: skip
+@click.option(
+    "-m",
+    "sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 10, 30, 50),
+    show_default=True,
+    help="Generated images in a draw; give it several times.",
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--label", help="Draw from the generated images of this label.  [default: from all]")
@@ -223,11 +233,19 @@ def known_parents(workspace: Any, **given: Any) -> None:
     "--batch", default="default", show_default=True, help="A name for this set of generated images."
 )
 @click.option(
-    "--score-type", type=click.Choice(["share", "similarity", "distance"]), default="share", show_default=True,
+    "--score-type",
+    type=click.Choice(["share", "similarity", "distance"]),
+    default="share",
+    show_default=True,
     help="Credit in proportion to them, a softmax of them, or of minus them.",
-)  # fmt: skip
-@click.option("--most", type=click.IntRange(1, 10_000), default=1000, show_default=True,
-              help="Best-scored training images kept for a generated one.")  # fmt: skip
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(1, 10_000),
+    default=1000,
+    show_default=True,
+    help="Best-scored training images kept for a generated one.",
+)
 @json_option
 @with_workspace
 def import_scores(workspace: Any, file: Path, into: Path, as_json: bool, **options: Any) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gmv_qdrant.cli.options import json_option, preset_option
-from gmv_qdrant.cli.render import bars, note, print_json, print_rows
+from gmv_qdrant.cli.options import Session, answer_options, json_option, preset_option, progress
+from gmv_qdrant.cli.render import note, print_json, show
 
 if TYPE_CHECKING:
     from gmv_qdrant.models.catalogue import ModelStatus
@@ -17,18 +17,8 @@ if TYPE_CHECKING:
 
 def _which(command: Any) -> Any:
     """Whose models, and where their weights are: the options of ``status`` and ``fetch``."""
-    for option in (
-        click.option(
-            "-w",
-            "--workspace",
-            type=click.Path(path_type=Path),
-            help="Without NAMES: the models of this workspace.  [default: GMV_WORKSPACE, or the folder here]",
-        ),
-        preset_option,
-        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights are kept."),
-    ):
-        command = option(command)
-    return command
+    cache_dir = click.option("--cache-dir", type=click.Path(path_type=Path), help="Where weights are kept.")
+    return preset_option(cache_dir(command))
 
 
 @click.group()
@@ -37,40 +27,32 @@ def models() -> None:
 
 
 @models.command("list")
-@json_option
-def list_(as_json: bool) -> None:
+@answer_options
+def list_(form: str) -> None:
     """The names that settings may hold."""
     from gmv_qdrant.models.catalogue import list_models
 
-    found = list_models()
-    if as_json:
-        print_json(found)
-    else:
-        print_rows(found, ["kind", "name", "about"])
+    show(list_models(), form)
 
 
 @models.command()
 @click.argument("names", nargs=-1)
 @_which
-@json_option
+@answer_options
 @click.pass_obj
-def status(path: Path, /, names: tuple[str, ...], as_json: bool, **which: Any) -> None:
+def status(session: Session, /, names: tuple[str, ...], form: str, **which: Any) -> None:
     """Whether NAMES can be loaded without a network; without any, the models of the workspace, or of a preset."""
     from gmv_qdrant.models.catalogue import model_status, names_of
     from gmv_qdrant.models.devices import Runtime
 
-    settings = _settings(path, **which)
+    settings = _settings(session, **which)
     runtime = Runtime.of(settings)
     found = (
         [model_status(name, runtime) for name in names]
         if names
         else [model_status(name, runtime, kind) for kind, name in names_of(settings).items()]
     )
-    if as_json:
-        print_json([one.as_dict() for one in found])
-    else:
-        table = [row for one in found for row in _rows(one)]
-        print_rows(table, list(table[0]))
+    show([row for one in found for row in _rows(one)], form, document=[one.as_dict() for one in found])
 
 
 def _rows(one: ModelStatus) -> list[dict[str, Any]]:
@@ -102,13 +84,16 @@ def _rows(one: ModelStatus) -> list[dict[str, Any]]:
 )
 @json_option
 @click.pass_obj
-def fetch(path: Path, /, names: tuple[str, ...], trust: bool | None, as_json: bool, **which: Any) -> None:
+def fetch(
+    session: Session, /, names: tuple[str, ...], trust: bool | None, as_json: bool, **which: Any
+) -> None:
     """Download what NAMES lack, verified; without any, what the models of the workspace, or of a preset, lack."""
     from gmv_qdrant.models.catalogue import fetch_models, names_of
     from gmv_qdrant.models.devices import Runtime
 
-    settings = _settings(path, **which, trust=trust)
-    with bars() as shown:
+    settings = _settings(session, **which, trust=trust)
+    session.writes = True
+    with progress(session) as shown:
         fetched = fetch_models(
             list(names) or names_of(settings), Runtime.of(settings, progress=shown.download)
         )
@@ -118,14 +103,14 @@ def fetch(path: Path, /, names: tuple[str, ...], trust: bool | None, as_json: bo
         note("ready: " + ", ".join(one.name for one in fetched))
 
 
-def _settings(path: Path, workspace: Path | None, preset: str | None, **flags: Any) -> Settings:
+def _settings(session: Session, preset: str | None, **flags: Any) -> Settings:
     """Those of the workspace where there is one, and what its absence leaves: the environment and the defaults."""
-    from gmv_qdrant.settings import FILE, Settings, with_preset
+    from gmv_qdrant.folder import require_workspace
+    from gmv_qdrant.settings import Settings, with_preset
 
-    root = workspace or path
-    if workspace and not (workspace / FILE).is_file():
-        raise click.BadParameter(f"{workspace} is not a workspace", param_hint="'--workspace'")
-    return Settings.resolve(root, **with_preset(preset, flags))
+    if session.given:
+        require_workspace(session.workspace.absolute())
+    return Settings.resolve(session.workspace, **with_preset(preset, flags))
 
 
 COMMANDS = (models,)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gmv_qdrant.cli.render import bars, note
+from gmv_qdrant.cli.render import FORMS, messages, note, on_terminal
 
 if TYPE_CHECKING:
     from gmv_qdrant.workspace import Workspace
@@ -21,7 +23,116 @@ preset_option = click.option(
     type=click.Choice(["paper", "light"]),
     help="Models together: paper (CLIP, DreamSim, MANIQA), or light (no weights at all).  [default: paper]",
 )
+
+
+@dataclass
+class Session:
+    """One call of the program: what stands before or after any verb."""
+
+    given: Path | None = None
+    """The workspace, where one was named."""
+    debug: bool = False
+    verb: str = ""
+    writes: bool = False
+    """The verb is a run: what it did so far is kept when it is interrupted."""
+    started: float = 0.0
+
+    @property
+    def workspace(self) -> Path:
+        return self.given or Path(".")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the program was started."""
+        return time.monotonic() - self.started
+
+
+# -- for every command -------------------------------------------------------------------------------
+
+
+def _workspace(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Session).given = value
+
+
+def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Session).debug = True
+
+
+def _quiet(_: click.Context, __: click.Parameter, value: bool) -> None:
+    if value:
+        messages.quiet = True
+
+
+def _verbose(_: click.Context, __: click.Parameter, value: bool) -> None:
+    if value:
+        messages.verbose = True
+
+
+def common_options(*, hidden: bool = False) -> list[click.Option]:
+    """Options that work before the verb and after it.  hidden: not repeated in the help of each verb."""
+    return [
+        click.Option(
+            ["-w", "--workspace", "workspace_folder"],
+            type=click.Path(path_type=Path),
+            envvar=None if hidden else "GMV_WORKSPACE",
+            expose_value=False,
+            callback=_workspace,
+            help="The workspace folder; also GMV_WORKSPACE.  [default: .]",
+        ),
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_quiet,
+            hidden=hidden,
+            help="Only answers, warnings and errors.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=_verbose,
+            hidden=hidden,
+            help="Also what each phase of a run took, and what was put into quarantine.",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=_debug,
+            hidden=hidden,
+            help="Show the traceback of an error.",
+        ),
+    ]
+
+
+# -- what an answer looks like -----------------------------------------------------------------------
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def answer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--format`` and ``--json``; the command gets ``form``, one of `FORMS`."""
+
+    @functools.wraps(command)
+    def called(*args: Any, as_json: bool, form: str | None, **options: Any) -> None:
+        if as_json and form not in (None, "json"):
+            raise click.UsageError(f"Give --json or --format {form}, not both.")
+        usual = "table" if on_terminal() else "csv"
+        command(*args, form="json" if as_json else form or usual, **options)
+
+    form = click.option(
+        "--format",
+        "form",
+        type=click.Choice(FORMS),
+        help="[default: table on a terminal, csv in a pipe or file]",
+    )
+    return form(json_option(called))
+
+
+# -- what is asked -----------------------------------------------------------------------------------
 
 
 def function_options(command: F) -> F:
@@ -47,6 +158,42 @@ def function_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def function_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command line as fields of a value function."""
+    return {
+        "k": options["k"],
+        "temperature": options["temperature"],
+        "calibration": options["calibration"],
+        "quality_weighted": not options["no_quality"],
+        "batch": options["batch"],
+    }
+
+
+rule_option = click.option(
+    "--rule",
+    type=click.Choice(["shares", "owner-shapley", "knn-shapley"]),
+    default="shares",
+    show_default=True,
+    help="How the credit of one generated image is divided.",
+)
+
+
+# -- how a run is made -------------------------------------------------------------------------------
+
+RUN = (
+    "device",
+    "batch_size",
+    "workers",
+    "offline",
+    "trust",
+    "precision",
+    "cache_dir",
+    "engine",
+    "ray_workers",
+)
+"""Settings that the options of runs give."""
 
 
 def run_options(command: F) -> F:
@@ -88,30 +235,30 @@ def engine_options(command: F) -> F:
 
 
 def with_workspace(command: Callable[..., None]) -> Callable[..., None]:
-    """Open the workspace, with progress bars and this run's flags, and pass it first."""
+    """Open the workspace with this call's flags, and pass it first; a run tells its progress from the first moment."""
 
     @functools.wraps(command)
     @click.pass_obj
-    def opened(path: Path, /, **options: Any) -> None:
-        from gmv_qdrant.workspace import Workspace
+    def opened(session: Session, /, **options: Any) -> None:
+        overrides: Any = {name: options.pop(name) for name in RUN if name in options}
+        session.writes = bool(overrides)
+        with progress(session) as shown:
+            from gmv_qdrant.workspace import Workspace
 
-        names = (
-            "device",
-            "batch_size",
-            "workers",
-            "offline",
-            "trust",
-            "precision",
-            "cache_dir",
-            "engine",
-            "ray_workers",
-        )
-        overrides = {name: options.pop(name) for name in names if name in options}
-        with bars() as progress:
-            workspace = Workspace(path, progress=progress, **overrides)
-            command(workspace, **options)
+            command(Workspace(session.workspace, progress=shown, **overrides), **options)
 
     return opened
+
+
+def progress(session: Session) -> Any:
+    """Bars for a verb that is a run; None for a question."""
+    import contextlib
+
+    if not session.writes:
+        return contextlib.nullcontext()
+    from gmv_qdrant.cli.progress import bars
+
+    return bars(session.verb)
 
 
 def warn_if_stale(workspace: Workspace) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import function_options, warn_if_stale, with_workspace
-from gmv_qdrant.cli.questions import function_of
+from gmv_qdrant.cli.options import function_of, function_options, warn_if_stale, with_workspace
 from gmv_qdrant.cli.render import note
 
 

@@ -7,34 +7,21 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import function_options, json_option, warn_if_stale, with_workspace
-from gmv_qdrant.cli.render import note, print_json, print_rows, rows
-
-
-def function_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the command line as fields of a value function."""
-    return {
-        "k": options["k"],
-        "temperature": options["temperature"],
-        "calibration": options["calibration"],
-        "quality_weighted": not options["no_quality"],
-        "batch": options["batch"],
-    }
-
-
-rule_option = click.option(
-    "--function",
-    "rule",
-    type=click.Choice(["shares", "owner-shapley", "knn-shapley"]),
-    default="shares",
-    show_default=True,
-    help="How the credit of one generated image is divided.",
+from gmv_qdrant.cli.options import (
+    answer_options,
+    function_of,
+    function_options,
+    json_option,
+    rule_option,
+    warn_if_stale,
+    with_workspace,
 )
+from gmv_qdrant.cli.render import note, print_json, rows, show
 
 
 @click.command()
 @click.option(
-    "--by", default="owner", show_default=True, help="image, owner, label, licence or any attribute."
+    "--by", default="owner", show_default=True, help="image, owner, label, licence, batch or any attribute."
 )
 @function_options
 @rule_option
@@ -42,20 +29,18 @@ rule_option = click.option(
     "--interval", type=float, help="Add an interval of so many percent, say 95: columns low and high."
 )
 @click.option("--top", type=click.IntRange(min=1), help="Only the largest.")
-@json_option
+@answer_options
 @with_workspace
 def credits(
-    workspace: Any, by: str, top: int | None, rule: str, interval: float | None, as_json: bool, **options: Any
+    workspace: Any, by: str, top: int | None, rule: str, interval: float | None, form: str, **options: Any
 ) -> None:
     """Who earned how much: values summed by owner, label, any attribute, or image by image."""
     function = function_of(options)
     relation = workspace.credits(by, top=top, rule=rule, interval=interval, **function)
     warn_if_stale(workspace)
-    found = rows(relation)
-    if as_json:
-        print_json(found)
+    show(relation, form, title=f"credits by {by}")
+    if form != "table":
         return
-    print_rows(found, relation.columns, title=f"credits by {by}")
     effective = workspace.effective_contributors(**function)
     if effective is None:
         note("nothing was valued yet: gmv-qdrant value FOLDER")
@@ -71,36 +56,45 @@ def credits(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write a contact sheet, PNG."
 )
 @function_options
-@json_option
+@answer_options
 @with_workspace
-def explain(workspace: Any, image: str, picture: Path | None, as_json: bool, **options: Any) -> None:
+def explain(workspace: Any, image: str, picture: Path | None, form: str, **options: Any) -> None:
     """A generated image's contributors, or a training image's beneficiaries.
 
     IMAGE is a path, a file name or an id.
     """
     kind, relation = workspace.explain(image, **function_of(options))
-    found = rows(relation)
     if picture:
         note(f"wrote {workspace.picture(image, picture, **function_of(options))}")
-    if as_json:
-        print_json({"image": image, "kind": kind, "matches": found})
-        return
     title = "contributors of the generated image" if kind == "generated" else "generated images that credit"
-    print_rows(found, relation.columns, title=f"{title} {image}")
+    found = rows(relation)
+    document = {"image": image, "kind": kind, "matches": found}
+    show(found, form, columns=relation.columns, title=f"{title} {image}", document=document)
 
 
 @click.command()
-@click.argument("query")
-@json_option
+@click.argument("query", required=False)
+@click.option("-f", "--file", "file", type=click.File(encoding="utf-8"), help="SQL from a file (- is stdin).")
+@click.option(
+    "--attach",
+    metavar="[NAME=]FILE",
+    multiple=True,
+    help="A CSV, JSON or Parquet file to join with, as a table of its name; can be repeated.",
+)
+@answer_options
 @with_workspace
-def sql(workspace: Any, query: str, as_json: bool) -> None:
+def sql(workspace: Any, query: str | None, file: Any, attach: tuple[str, ...], form: str) -> None:
     """Any SELECT over the ledger: its tables, and the macros image_values, credits, contributions, ..."""
-    relation = workspace.sql(query)
-    found = rows(relation)
-    if as_json:
-        print_json(found)
-    else:
-        print_rows(found, relation.columns)
+    if (query is None) == (file is None):
+        raise click.UsageError("Give a QUERY or -f FILE.")
+    relation = workspace.sql(query if file is None else file.read(), attach=_attached(attach))
+    show(relation, form, grouped=False)
+
+
+def _attached(given: tuple[str, ...]) -> dict[str, str]:
+    """Names of tables, and their files: ``invoices=path/to.csv``, or a path, whose name counts."""
+    pairs = [one.partition("=") if "=" in one else (Path(one).stem, "=", one) for one in given]
+    return {name: path for name, _, path in pairs}
 
 
 @click.command()

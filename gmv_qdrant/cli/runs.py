@@ -6,15 +6,26 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import engine_options, run_options, warn_if_stale, with_workspace
-from gmv_qdrant.cli.render import note, print_json, print_summary
+from gmv_qdrant.cli.options import Session, engine_options, run_options, warn_if_stale, with_workspace
+from gmv_qdrant.cli.render import note, print_json, print_summary, warn
 
 
-def _show(summary: dict[str, Any], as_json: bool) -> None:
+def show_summary(summary: dict[str, Any], as_json: bool) -> None:
+    """What a run did, as JSON or as a sentence; how long it took counts from the start of the program."""
     if as_json:
         print_json(summary)
-    else:
-        print_summary(summary)
+        return
+    session: Session = click.get_current_context().obj
+    print_summary(summary, session.elapsed)
+
+
+def _require_something(summary: dict[str, Any], taken: tuple[str, ...]) -> None:
+    """Nothing taken in is not a success. taken: counts of which one is enough."""
+    if not any(summary.get(name) for name in taken):
+        bad = summary.get("quarantined", 0)
+        why = f"all {bad:,} inputs are in quarantine" if bad else "there was no image"
+        warn(f"error: nothing was taken in: {why}")
+        click.get_current_context().exit(1)
 
 
 retry_option = click.option(
@@ -49,7 +60,9 @@ def ingest(
     attribute. What is known already is skipped; what can't be used is quarantined with its reason.
     """
     _paths_or_retry(paths, retry_quarantined)
-    _show(workspace.ingest(paths, owner=owner, readmit=readmit, retry_quarantined=retry_quarantined), as_json)
+    summary = workspace.ingest(paths, owner=owner, readmit=readmit, retry_quarantined=retry_quarantined)
+    show_summary(summary, as_json)
+    _require_something(summary, ("new", "sources", "unchanged"))
 
 
 @click.command()
@@ -64,7 +77,9 @@ def ingest(
 def value(workspace: Any, paths: tuple[str, ...], batch: str, retry_quarantined: bool, as_json: bool) -> None:
     """Value generated images: find the training images that each one resembles most."""
     _paths_or_retry(paths, retry_quarantined)
-    _show(workspace.value(paths, batch=batch, retry_quarantined=retry_quarantined), as_json)
+    summary = workspace.value(paths, batch=batch, retry_quarantined=retry_quarantined)
+    show_summary(summary, as_json)
+    _require_something(summary, ("valued", "unchanged"))
 
 
 @click.command()
@@ -75,7 +90,7 @@ def update(workspace: Any, as_json: bool) -> None:
 
     Only generated images whose candidates can have changed are matched again.
     """
-    _show(workspace.update(), as_json)
+    show_summary(workspace.update(), as_json)
 
 
 @click.command()
@@ -111,7 +126,7 @@ def withdraw(
             f"of {summary['affected']:,} generated images"
         )
     else:
-        print_summary(summary)
+        show_summary(summary, as_json)
     if summary.get("unknown_ids"):
         note(f"{summary['unknown_ids']:,} of the ids are no training image: look for spelling mistakes")
     if not dry_run:

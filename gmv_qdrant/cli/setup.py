@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import json_option, preset_option, with_workspace
-from gmv_qdrant.cli.render import bars, cell, note, out, print_json
+from gmv_qdrant.cli.options import (
+    Session,
+    answer_options,
+    json_option,
+    preset_option,
+    progress,
+    with_workspace,
+)
+from gmv_qdrant.cli.render import cell, note, print_json, show, write
 
 
 @click.command()
@@ -29,44 +37,52 @@ def init(workspace: Path, **settings: Any) -> None:
     from gmv_qdrant.workspace import Workspace
 
     made = Workspace.init(workspace, **settings)
-    note(f"workspace {made.path}: encoder {made.settings.encoder}, distance {made.settings.distance}, "
-         f"quality {made.settings.quality}, K = {made.settings.candidates}")  # fmt: skip
+    chosen = made.settings
+    note(
+        f"workspace {made.path}: encoder {chosen.encoder}, distance {chosen.distance}, quality {chosen.quality}, "
+        f"K = {chosen.candidates}"
+    )
     if missing := preflight(made.settings):
         note(missing)
     note(f"next: gmv-qdrant -w {workspace} ingest FOLDER")
 
 
 @click.command()
-@json_option
+@answer_options
 @with_workspace
-def status(workspace: Any, as_json: bool) -> None:
+def status(workspace: Any, form: str) -> None:
     """What the workspace holds, what is quantized, what is stale."""
     found = workspace.status()
-    if as_json:
-        print_json(found)
+    runs = found["runs"]
+    facts = [
+        {"about": section, "what": name.replace("_", " "), "is": value}
+        for section, values in found.items()
+        if section != "runs"
+        for name, value in values.items()
+    ]
+    if form != "table":
+        show(facts, form, document=found)
         return
-    runs = found.pop("runs")
-    for section, facts in found.items():
-        out.print(section, style="bold")
-        for name, value in facts.items():
-            out.print(f"  {name.replace('_', ' '):<24}{cell(value)}", markup=False)
+    for section, of_section in itertools.groupby(facts, key=lambda fact: fact["about"]):
+        write(f"{section}\n")
+        write("".join(f"  {fact['what']:<24}{cell(fact['is'])}\n" for fact in of_section))
     for run in runs:
-        out.print(f"{run['started_at']:%Y-%m-%d %H:%M} {run['verb']} {run['status']}", style="bold", end="  ")
-        out.print(
-            ", ".join(f"{value:,} {name}" for name, value in run["counts"].items() if value), markup=False
-        )
+        counts = ", ".join(f"{value:,} {name}" for name, value in run["counts"].items() if value)
+        write(f"{run['started_at']:%Y-%m-%d %H:%M} {run['verb']} {run['status']}  {counts}\n")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("gmv-demo"))
 @click.option("--seed", default=0, show_default=True, help="Seed of the generator.")
 @json_option
-def demo(folder: Path, seed: int, as_json: bool) -> None:
+@click.pass_obj
+def demo(session: Session, /, folder: Path, seed: int, as_json: bool) -> None:
     """The whole way on real images, in a minute, with nothing downloaded."""
     from gmv_qdrant.demo import run_demo
 
-    with bars() as progress:
-        figures = run_demo(folder, seed=seed, progress=progress, tell=(lambda _: None) if as_json else note)
+    session.writes = True
+    with progress(session) as shown:
+        figures = run_demo(folder, seed=seed, progress=shown, tell=(lambda _: None) if as_json else note)
     if as_json:
         print_json(figures)
 

@@ -44,12 +44,12 @@ def import_scores(
     method: str,
     batch: str,
     score_type: str,
-    most: int,
+    top_k: int,
 ) -> dict[str, Any]:
     """Make the workspace ``into`` from this ledger's images and a Parquet file with the columns generated,
     training, score.
 
-    Names are URIs, ends of URIs, ids or content hashes. most: best-scored training images kept for each generated one.
+    Names are URIs, ends of URIs, ids or content hashes. top_k: best-scored training images kept for each generated one.
     Raises `SourceError` for a file that can't be read or has other columns, `SettingsError` for unknown names,
     double pairs, scores that don't fit the mapping, and a folder that is a workspace already.
     """
@@ -72,7 +72,7 @@ def import_scores(
     generated, training, distances = generated[order], training[order], distances[order]
     starts = np.flatnonzero(np.diff(generated, prepend=-1))
     ranks = np.arange(len(generated)) - np.repeat(starts, np.diff([*starts, len(generated)])) + 1
-    keep = ranks <= most
+    keep = ranks <= top_k
     kept = {
         "generated_key": pa.array(generated[keep].astype(np.int32)),
         "training_key": pa.array(training[keep].astype(np.int32)),
@@ -80,7 +80,15 @@ def import_scores(
         "distance": pa.array(distances[keep]),
     }
     _write(
-        ledger, settings, into, kept, file=file, method=method, batch=batch, score_type=score_type, most=most
+        ledger,
+        settings,
+        into,
+        kept,
+        file=file,
+        method=method,
+        batch=batch,
+        score_type=score_type,
+        top_k=top_k,
     )
     return {
         "workspace": str(into),
@@ -158,7 +166,7 @@ def _write(
         qdrant_url=None,
         quantization="none",
         views="none",
-        candidates=int(about["most"]),
+        candidates=int(about["top_k"]),
     )
     copied = {table: ledger.query(f"FROM {table}") for table in _COPIED}
     valued = pa.table({"key": np.unique(kept["generated_key"].to_numpy())})

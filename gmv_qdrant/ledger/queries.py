@@ -121,9 +121,9 @@ def credits(
             ORDER BY value DESC, point_id{limit}"""
         )
     if by not in ("owner", "label", "licence") and not has_attribute(ledger, by):
+        known = ["image", "owner", "label", "licence", *attribute_names(ledger)]
         raise SettingsError(
-            f"no training image has the attribute {by!r}: credits go by image, owner, label, licence"
-            + "".join(f", {name}" for name in attribute_names(ledger))
+            f"no training image has the attribute {by!r}{did_you_mean(by, known)}: credits go by {', '.join(known)}"
         )
     name = '"' + by.replace('"', '""') + '"'
     arguments = f"{literal(by)}, {function.sql()}"

@@ -1,0 +1,61 @@
+"""Names that others gave, made harmless where they are shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What moves the cursor, starts an escape sequence, or turns the direction of writing; and no characters at all."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that a terminal shows and doesn't obey: control characters as ``\\x1b``, but for those in ``keep``."""
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+
+
+def harmless_cell(text: str) -> str:
+    """Text for a cell of a CSV that people open in a spreadsheet: it can't become a formula."""
+    return (
+        f"'{text}"
+        if re.match(r"\s*[=+\-@＝＋－＠]", text) and not re.fullmatch(r"[+-]?[0-9.,eE+-]+", text)
+        else text
+    )
+
+
+def width(text: str) -> int:
+    """Columns that a terminal takes for printable text."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.combining(one) or unicodedata.category(one) in ("Mn", "Me", "Cf")
+        else 2
+        if unicodedata.east_asian_width(one) in "WF"
+        else 1
+        for one in text
+    )
+
+
+def shortened(text: str, columns: int, sign: str = "…") -> str:
+    """At most so many columns; what is left out is taken from the middle, so that a path keeps its file name."""
+    if width(text) <= columns:
+        return text
+    room = max(columns - width(sign), 0)
+    head, tail = "", ""
+    for one in text:
+        if width(head + one) > room // 3:
+            break
+        head += one
+    for one in reversed(text):
+        if width(head + one + tail) > room:
+            break
+        tail = one + tail
+    return head + sign + tail
