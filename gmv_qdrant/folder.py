@@ -61,7 +61,9 @@ def refuse_foreign(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise SettingsError(f"{root} is a file: name a folder for the workspace")
     refuse_lost_ledger(root)
-    others = sorted({child.name for child in _listed(root)} - _HARMLESS)
+    held = {child.name for child in _listed(root)}
+    ours = {PUBLISHED, f"{PUBLISHED}.partial"} if _MAKING in held else set()  # of a `make` that was killed
+    others = sorted(held - _HARMLESS - ours)
     if others:
         raise SettingsError(
             f"{root} holds other things ({', '.join(map(repr, others[:3]))}{', ...' if others[3:] else ''}), and a "
@@ -112,11 +114,11 @@ def _make_ledger(root: Path, fill: Callable[[Ledger], None], **meta: Any) -> Non
     for left in (making, root / f"{_MAKING}.wal"):  # by one that was killed
         left.unlink(missing_ok=True)
     fill(Ledger.create(making, publish=False, **meta))
+    Ledger(making).publish()  # before there is a ledger, so that whoever sees one can ask it
     with making.open("rb") as file:
         os.fsync(file.fileno())
     making.replace(root / LEDGER)
     sync_folder(root)
-    Ledger(root / LEDGER).publish()
 
 
 def unmake(root: Path) -> None:
