@@ -448,7 +448,7 @@ def test_imported_scores_of_any_sign_and_distances(workspace: Workspace, tmp_pat
         workspace.import_scores(file, tmp_path / kind, score_type=kind)
         values = {row[1]: row[3] for row in Workspace(tmp_path / kind).credits("image").fetchall()}
         assert [values[f"/data/t0000{i}.png"] for i in (0, 1, 3)] == pytest.approx(expected.tolist())
-    made = workspace.import_scores(file, tmp_path / "few", score_type="similarity", most=1)
+    made = workspace.import_scores(file, tmp_path / "few", score_type="similarity", top_k=1)
     assert (made["matches"], made["dropped"]) == (1, 2)
     with pytest.raises(SettingsError, match="negative scores"):
         workspace.import_scores(file, tmp_path / "share")

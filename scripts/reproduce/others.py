@@ -42,7 +42,7 @@ def imported(
         "score": scores.ravel().astype(np.float64),
     }
     pq.write_table(pa.table(names), file)
-    workspace.import_scores(file, into, method=into.name, score_type=score_type, most=rows.shape[1])
+    workspace.import_scores(file, into, method=into.name, score_type=score_type, top_k=rows.shape[1])
     return Workspace(into)
 
 
