@@ -136,9 +136,13 @@ class Workspace:
 
         preset: ``paper`` or ``light``, the models that settings don't name (`PRESETS`).
         """
+        from gmv_qdrant.models.catalogue import preflight
+
         root, given = Path(path).absolute(), with_preset(preset, settings)
         if not folder.is_workspace(root):
-            wanted = folder.canonical(Settings.resolve(root, **given))
+            wanted = Settings.resolve(root, **given)
+            preflight(wanted)
+            wanted = folder.canonical(wanted)
             if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
                 raise SettingsError(
                     f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the "
@@ -548,13 +552,16 @@ class Workspace:
         Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
         """
         from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields, describe_foreign
+        from gmv_qdrant.models.catalogue import preflight
 
         root = Path(path).absolute()
         given: dict[str, Any] = {**settings}
         fresh = not folder.is_workspace(root)
         if fresh:
             folder.refuse_foreign(root)
-            wanted = folder.canonical(Settings.resolve(root, **given))
+            wanted = Settings.resolve(root, **given)
+            preflight(wanted)
+            wanted = folder.canonical(wanted)
             spec = describe_foreign(wanted, given.get("vector_name"))
             mapping = adopted_fields({}, fields or {})
             folder.make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})

@@ -339,7 +339,7 @@ def test_a_damaged_dreamsim_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
         load_distance("dreamsim:clip_vitb32", runtime=runtime)
     (folder / "clip_vitb32_pretrain.pth.tar").unlink()
     with pytest.raises(
-        ModelError, match=r"missing of dreamsim:clip_vitb32.*models fetch dreamsim:clip_vitb32"
+        ModelError, match=r"missing of dreamsim:clip_vitb32.*models fetch --trust dreamsim:clip_vitb32"
     ):
         load_distance("dreamsim:clip_vitb32", runtime=runtime)
 

@@ -199,12 +199,10 @@ def test_an_archive_is_unpacked_beside_what_is_there(server: str, tmp_path: Path
     (tmp_path / "other").write_bytes(b"stays")
     members = ("backbone", "lora/adapter_config")
     assert UrlArchive(f"{server}/model.zip", tmp_path, members=members).fetch() == tmp_path
-    top = UrlArchive(
-        f"{server}/repo.zip", tmp_path, members=("owner_repo_main/hubconf",), top="owner_repo_main"
-    )
-    assert top.find() is None
-    top.fetch()
-    top.fetch()  # again, over itself
+    code = UrlArchive(f"{server}/repo.zip", tmp_path, members=("owner-repo-1234/hubconf",))
+    assert code.find() is None
+    code.fetch()
+    code.fetch()  # again, over itself
     assert leftovers(tmp_path) == ["adapter_config", "backbone", "hubconf", "other"]
     with pytest.raises(ModelError, match="is not a zip archive"):
         UrlArchive(f"{server}/weights.pth", tmp_path, members=("x",)).fetch()
@@ -336,7 +334,7 @@ def test_before_the_first_run_all_that_is_missing_is_said(tmp_path: Path) -> Non
     assert preflight(Settings(**PRESETS["light"])) is None
     sentence = preflight(Settings(cache_dir=tmp_path / "not" / "yet"))
     assert sentence
-    assert re.search(f"{ALL_THREE}.*--trust.*--preset light", sentence)
+    assert re.search(f"{ALL_THREE}; the first run downloads them; .*fetch --trust.*--preset light", sentence)
     save_alexnet(tmp_path / "torch/checkpoints/alexnet-owt-7be5be79.pth")
     own = Settings(cache_dir=tmp_path, encoder_weights=__file__, distance="lpips", quality="piqe")
     assert preflight(own) is None
@@ -354,8 +352,8 @@ def test_too_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_all_unknown_names_are_said_at_once() -> None:
     with pytest.raises(ModelError) as caught:
-        preflight(Settings(encoder="clip:ViT-B-32", distance="l3@64", quality="maniqua"))
-    for near in ("names no weights", "unknown distance 'l3@64'", "did you mean 'maniqa'"):
+        preflight(Settings(encoder="clip:ViT-B-32/openai", distance="l3@64", quality="maniqua"))
+    for near in ("use clip:ViT-B-32-quickgelu/openai", "unknown distance 'l3@64'", "did you mean 'maniqa'"):
         assert near in str(caught.value)
 
 
@@ -414,7 +412,7 @@ def test_the_commands_look_where_the_workspace_does(tmp_path: Path, monkeypatch:
         ["init", str(workspace), "--encoder", "timm:resnet18", "--distance", "lpips", "--quality", "none"],
     )
     assert made.exit_code == 0, made.output
-    assert "weights are still to be downloaded of timm:resnet18 (of unknown size" in made.stderr
+    assert "weights are missing of timm:resnet18 (of unknown size" in made.stderr
     with (workspace / "gmv.toml").open("a") as file:
         file.write(f'\ncache_dir = "{tmp_path / "cache"}"\n')
     status = ["models", "status", "--json"]
@@ -449,6 +447,23 @@ def test_a_preset_is_three_names_that_single_options_override(tmp_path: Path) ->
     assert made.exit_code == 0, made.output
     assert "encoder pixels:32, distance l2@32, quality piqe" in made.stderr
     assert "weights" not in made.stderr
+
+
+def test_names_that_don_t_exist_make_no_workspace(tmp_path: Path) -> None:
+    names = ["--encoder", "clip:ViT-B-32/openai", "--quality", "fid"]
+    made = CliRunner().invoke(cli, ["init", str(tmp_path / "ws"), *names])
+    assert made.exit_code == 1
+    assert "use clip:ViT-B-32-quickgelu/openai" in made.stderr
+    assert "compares sets of images" in made.stderr
+    assert not (tmp_path / "ws").exists()
+
+
+def test_a_package_that_isn_t_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match="timm:resnet18 needs the package timm: pip install timm"):
+        preflight(Settings(encoder="timm:resnet18", distance="l2", quality="none"))
 
 
 def test_default_folders_are_those_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_batch_that_can_t_be_embedded_is_an_image_error(
     [
         ({"load": "raise OSError('no disk')"}, "mine cannot be loaded: OSError: no disk"),
         ({"load": "return None"}, "mine doesn't work on a blank image: AttributeError"),
-        ({"load": "import nothing_at_all"}, "mine cannot be loaded: ModuleNotFoundError"),
+        ({"load": "import nothing_at_all"}, "mine needs the package nothing_at_all"),
         ({"prepare": "1 / 0"}, "mine doesn't work on a blank image: ZeroDivisionError"),
         ({"encode": "return vectors[0]"}, "mine gives 3 of float32, not 1x3 of float32, for a blank image"),
         ({"encode": "vectors[:] = np.nan"}, "mine gives numbers that are not finite for a blank image"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from gmv_qdrant.errors import ModelError, did_you_mean
 from gmv_qdrant.models import quality
@@ -15,11 +14,12 @@ from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.encoders.dreamsim import TYPES
 from gmv_qdrant.models.encoders.lpips import BACKBONES
 from gmv_qdrant.models.registry import NONE, Kind, canonical_name, known_families, load_quality, model_files
-from gmv_qdrant.models.weights import WeightFile, describe, require_all
+from gmv_qdrant.models.weights import WeightFile, missing, require_all, what_is_missing
 
 if TYPE_CHECKING:
     from gmv_qdrant.settings import Settings
 
+T = TypeVar("T")
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WEIGHTLESS_METRICS = (NONE, "piqe", "entropy")
 """Quality metrics that need nothing on disk. Most others of pyiqa only say what they need while they load."""
@@ -92,27 +92,29 @@ def list_models() -> list[dict[str, str]]:
 
 def names_of(settings: Settings) -> dict[Kind, str]:
     """The models of these settings, in canonical names. Raises `ModelError` that names all that are unknown."""
-    found: dict[Kind, str] = {}
+    return _of_each_kind(lambda kind: canonical_name(kind, getattr(settings, kind)))
+
+
+def files_of(settings: Settings, runtime: Runtime) -> dict[Kind, list[WeightFile]]:
+    """What the models of these settings need on disk, but for a file of one's own.
+
+    Raises `ModelError` that names all that can't be had at all: unknown to their library, or without their package.
+    """
+    return _of_each_kind(lambda kind: model_files(kind, getattr(settings, kind), runtime))
+
+
+def _of_each_kind(ask: Callable[[Kind], T]) -> dict[Kind, T]:
+    """The answers for encoder, distance and quality, or one `ModelError` of all that went wrong."""
+    found: dict[Kind, T] = {}
     wrong = []
     for kind in KINDS:
         try:
-            found[kind] = canonical_name(kind, getattr(settings, kind))
+            found[kind] = ask(kind)
         except ModelError as error:
             wrong.append(str(error))
     if wrong:
         raise ModelError("; ".join(wrong))
     return found
-
-
-def files_of(settings: Settings, runtime: Runtime) -> dict[str, list[WeightFile]]:
-    """What the models of these settings need on disk, by canonical name; a file of one's own isn't among it."""
-    weights = Path(settings.encoder_weights) if settings.encoder_weights else None
-    return {
-        name: model_files(
-            kind, name, dataclasses.replace(runtime, weights=weights if kind == "encoder" else None)
-        )
-        for kind, name in names_of(settings).items()
-    }
 
 
 def kind_of(name: str) -> Kind:
@@ -125,12 +127,12 @@ def kind_of(name: str) -> Kind:
             errors[kind] = error
         else:
             return kind
-    known_names = [model["name"] for model in list_models()]
     known = [kind for kind in KINDS if name.partition(":")[0].partition("@")[0] in known_families(kind)]
     if known:
         raise errors[known[0]]
+    names = [model["name"] for model in list_models()]
     raise ModelError(
-        f"unknown model {name!r}{did_you_mean(name, known_names)}: 'gmv-qdrant models list' shows encoders, distances "
+        f"unknown model {name!r}{did_you_mean(name, names)}: 'gmv-qdrant models list' shows encoders, distances "
         "and quality metrics"
     )
 
@@ -171,20 +173,15 @@ def preflight(settings: Settings) -> str | None:
 
     Raises `ModelError` for names that don't exist. Never touches the network.
     """
-    needed = files_of(settings, Runtime.of(settings))
-    lacking = {name: [file for file in files if not file.find()] for name, files in needed.items()}
-    lacking = {name: files for name, files in lacking.items() if files}
+    files_by_kind = files_of(settings, Runtime.of(settings))
+    names = names_of(settings)
+    lacking = missing({names[kind]: files for kind, files in files_by_kind.items()})
     if not lacking:
         return None
-    files = [file for missing in lacking.values() for file in missing]
-    models = ", ".join(f"{name} ({describe(missing)})" for name, missing in lacking.items())
-    trust = " --trust" if any(file.pin.sha256 is None for file in files) else ""
+    files = [file for each in lacking.values() for file in each]
     size, free = sum(file.pin.size or 0 for file in files), _free(files[0].where)
     room = f", and only {free / 1e6:,.0f} MB are free in {files[0].where}" if free < 2 * size else ""
-    return (
-        f"weights are still to be downloaded of {models}{room}: by the first run{' with' * bool(trust)}{trust}, or now "
-        f"by 'gmv-qdrant models fetch{trust}'; '--preset light' needs none"
-    )
+    return what_is_missing(lacking, f"the first run downloads them{room}")
 
 
 def _free(folder: Path) -> int:

@@ -24,8 +24,8 @@ class Runtime:
 
     offline: never touch the network (``HF_HUB_OFFLINE`` says the same). cache_dir: where all weights are
     kept; None means where each package keeps its own (``HF_HOME``, ``TORCH_HOME``, ``XDG_CACHE_HOME``).
-    trust: download files whose hash nobody publishes, and run code of model repositories. weights: a file that an
-    encoder loads in place of the published weights. progress: told of downloads.
+    trust: download files whose hash nobody publishes, and run code of model repositories. weights: a file that the
+    (first) recall encoder loads in place of the published weights. progress: told of downloads.
     """
 
     device: str = "auto"
@@ -45,7 +45,8 @@ class Runtime:
             settings.offline,
             settings.cache_dir,
             settings.trust,
-            progress=progress,
+            Path(settings.encoder_weights) if settings.encoder_weights else None,
+            progress,
         )
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -88,10 +89,24 @@ class Part:
 
     def load(self, runtime: Runtime) -> Any:
         """Raises `ModelError`, whatever the loader raised."""
-        try:
+        with self._our_errors():
             return self.family.load(self.argument, runtime)
+
+    def files(self, runtime: Runtime) -> list[WeightFile]:
+        """Raises `ModelError`, too: for a model that its library doesn't know, or a library that isn't there."""
+        with self._our_errors():
+            return self.family.files(self.argument, runtime)
+
+    @contextmanager
+    def _our_errors(self) -> Iterator[None]:
+        try:
+            yield
         except GmvError:
             raise
+        except ModuleNotFoundError as error:
+            raise ModelError(
+                f"{self.name} needs the package {error.name}: pip install {error.name}"
+            ) from error
         except Exception as error:  # a plug-in may raise anything
             raise ModelError(
                 f"{self.name} cannot be loaded: {type(error).__name__}: {first_line(error)}"
@@ -111,18 +126,19 @@ def model_files(kind: Kind, name: str, runtime: Runtime) -> list[WeightFile]:
     if _is_none(kind, name):
         return []
     parts = _parts(kind, name)
-    if runtime.weights:
+    if kind == "encoder" and runtime.weights:
         parts = parts[1:]
-    return [file for part in parts for file in part.family.files(part.argument, runtime)]
+    return [file for part in parts for file in part.files(runtime)]
 
 
 def load_encoder(name: str, *, weights: str | Path | None = None, runtime: Runtime | None = None) -> Encoder:
     """The recall encoder ``name``: float32 unit vectors, metric ``cosine``.
 
-    weights: a file to load instead of the published weights of the (first) encoder. Raises `ModelError` at once when
-    the name is unknown or its weights cannot be had.
+    weights: a file to load instead of the published weights; None: what ``runtime`` says. Raises `ModelError` at once
+    when the name is unknown or its weights cannot be had.
     """
-    return _load("encoder", name, dataclasses.replace(runtime or Runtime(), weights=_file(weights)))
+    runtime = runtime or Runtime()
+    return _load("encoder", name, dataclasses.replace(runtime, weights=_file(weights or runtime.weights)))
 
 
 def load_distance(name: str, *, runtime: Runtime | None = None, recall: Encoder | None = None) -> Encoder:

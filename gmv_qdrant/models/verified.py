@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -57,17 +55,15 @@ class Models:
         fingerprint lacks it. progress: told of downloads. Raises `ModelError` when weights are missing, for all models
         at once; `FingerprintMismatch` when a name, a weight, the precision or what comes out differs.
         """
+        if fingerprint is not None:
+            same_precision(settings, fingerprint)
         runtime = Runtime.of(settings, progress)
-        weights = Path(settings.encoder_weights) if settings.encoder_weights else None
-        names = names_of(settings)
-        needed = files_of(settings, runtime)
-        require_all(
-            {name: files for name, files in needed.items() if quality or name != names["quality"]}, runtime
-        )
-        recall = load_encoder(names["encoder"], weights=weights, runtime=runtime)
+        names, files = names_of(settings), files_of(settings, runtime)
+        require_all({names[kind]: files[kind] for kind in files if quality or kind != "quality"}, runtime)
+        recall = load_encoder(names["encoder"], runtime=runtime)
         rerank = load_distance(names["distance"], runtime=runtime, recall=recall)
         metric = load_quality(names["quality"], runtime=runtime) if quality else None
-        found = {
+        found: dict[str, Any] = {
             "precision": settings.precision,
             "encoder": {**dataclasses.asdict(recall.identity), "probe": _vector(recall)},
             "distance": {**dataclasses.asdict(rerank.identity), "probe": _vector(rerank)},
@@ -75,44 +71,43 @@ class Models:
         if quality:
             identity = metric.identity if metric else "none"
             found["quality"] = {"name": names["quality"], "identity": identity, "probe": _score(metric)}
-        found = json.loads(json.dumps(found))
         if fingerprint is not None:
-            _compare(found, fingerprint)
+            for part in (kind for kind in names if kind in found):
+                _compare(part, found[part], fingerprint.get(part) or {}, TOLERANCE[settings.precision])
         return cls(recall, rerank, metric, resolve_device(runtime.device), fingerprint or found)
 
 
-def _compare(found: dict[str, Any], kept: dict[str, Any]) -> None:
+def same_precision(settings: Settings, fingerprint: dict[str, Any]) -> None:
+    """Raises `FingerprintMismatch` when the ledger's evidence was made in another; no network is loaded for it."""
+    if settings.precision != (kept := fingerprint["precision"]):
+        raise FingerprintMismatch(
+            f"this ledger's evidence was made in {kept}, not {settings.precision}: evidence of two kinds can't be "
+            f"added up; run with --precision {kept}, or start another workspace with 'gmv-qdrant init'"
+        )
+
+
+def _compare(part: str, mine: dict[str, Any], theirs: dict[str, Any], tolerance: float) -> None:
     """Raises `FingerprintMismatch` for the first difference."""
-    for part, mine in found.items():
-        theirs = kept.get(part)
-        if part == "precision":
-            if mine != theirs:
-                raise FingerprintMismatch(
-                    f"this ledger's evidence was made in {theirs}, not {mine}: evidence of two kinds can't be added "
-                    f"up; run with --precision {theirs}, or start another workspace with 'gmv-qdrant init'"
-                )
-            continue
-        theirs = theirs or {}
-        for name in mine:
-            if name != "probe" and mine[name] != theirs.get(name):
-                raise FingerprintMismatch(
-                    f"this ledger's evidence was made with the {part} {name} {theirs.get(name)!r}, not {mine[name]!r}: "
-                    "evidence of two kinds can't be added up; start another workspace with 'gmv-qdrant init'"
-                )
-        if not _same(mine["probe"], theirs.get("probe"), TOLERANCE[found["precision"]]):
+    for name in mine:
+        if name != "probe" and mine[name] != theirs.get(name):
             raise FingerprintMismatch(
-                f"the {part} {mine['name']} no longer gives what this ledger was made with on a probe image: a library "
-                "has changed what it computes, so go back to the versions in 'gmv-qdrant sql \"SELECT versions FROM "
-                "runs\"', or start another workspace"
+                f"this ledger's evidence was made with the {part} {name} {theirs.get(name)!r}, not {mine[name]!r}: "
+                "evidence of two kinds can't be added up; start another workspace with 'gmv-qdrant init'"
             )
+    if not _same(mine["probe"], theirs["probe"], tolerance):
+        raise FingerprintMismatch(
+            f"the {part} {mine['name']} no longer gives what this ledger was made with on a probe image: a library "
+            "has changed what it computes, so go back to the versions in 'gmv-qdrant sql \"SELECT versions FROM "
+            "runs\"', or start another workspace"
+        )
 
 
-def _same(mine: Any, theirs: Any, tolerance: float) -> bool:
+def _same(mine: list[float] | float | None, theirs: list[float] | float | None, tolerance: float) -> bool:
     """Whether two probes agree; what couldn't be scored then can't be now."""
     if mine is None or theirs is None:
         return mine is theirs
-    a, b = np.atleast_1d(np.array(mine, np.float64)), np.atleast_1d(np.array(theirs, np.float64))
-    scale = np.linalg.norm(b) if b.size > 1 else 1.0
+    a, b = np.array(mine, np.float64), np.array(theirs, np.float64)
+    scale = np.linalg.norm(b) if b.ndim else 1.0
     return a.shape == b.shape and bool(np.linalg.norm(a - b) <= tolerance * scale)
 
 

@@ -119,12 +119,10 @@ class UrlFile(WeightFile):
 class UrlArchive(UrlFile):
     """A zip archive, unpacked into ``where``.
 
-    members: what must be there afterwards. top: the new name of the archive's one top folder (the archives of
-    GitHub repositories have a revision in it), or None when it is unpacked as it is.
+    members: what must be there afterwards.
     """
 
     members: tuple[str, ...] = ()
-    top: str | None = None
 
     def find(self) -> Path | None:
         return self.where if all((self.where / member).exists() for member in self.members) else None
@@ -138,11 +136,8 @@ class UrlArchive(UrlFile):
                 raise ModelError(f"{self.origin} is not a zip archive: {error}") from error
             finally:
                 archive.unlink()
-            found = sorted(Path(folder).iterdir())
-            if self.top is not None and len(found) != 1:
-                raise ModelError(f"{self.origin} should hold one folder, not {len(found)}")
-            for item in found:
-                target = self.where / (self.top or item.name)
+            for item in Path(folder).iterdir():
+                target = self.where / item.name
                 if target.is_dir():
                     shutil.rmtree(target)
                 item.replace(target)
@@ -225,37 +220,41 @@ def require_all(models: Mapping[str, Sequence[WeightFile]], runtime: Runtime) ->
     Raises `ModelError` at once, before anything is downloaded, when that isn't allowed or can't be verified, or at
     the first file that can't be had: one sentence that names all models that lack something, and the way out.
     """
-    lacking = {name: [file for file in files if file.find() is None] for name, files in models.items()}
-    missing = [file for files in lacking.values() for file in files]
-    unverified = [file.origin for file in missing if file.pin.sha256 is None]
+    wanted = [file for files in missing(models).values() for file in files]
     try:
-        if missing and is_offline(runtime):
+        if wanted and is_offline(runtime):
             raise ModelError("this run is offline")
-        if unverified and not runtime.trust:
-            raise ModelError(
-                f"nobody publishes a SHA-256 of {' and '.join(unverified)}: take it as it comes with --trust"
-            )
-        for file in missing:
+        if not runtime.trust and (unknown := [file.origin for file in wanted if file.pin.sha256 is None]):
+            raise ModelError(f"nobody publishes a SHA-256 of {' and '.join(unknown)}")
+        for file in wanted:
             file.fetch(runtime.progress)
     except ModelError as error:
-        raise ModelError(_not_here(lacking, str(error))) from error
+        raise ModelError(what_is_missing(missing(models), str(error))) from error
     return {name: [path for file in files if (path := file.find())] for name, files in models.items()}
 
 
-def _not_here(lacking: Mapping[str, Sequence[WeightFile]], reason: str) -> str:
-    """One sentence: what is still missing, and why."""
-    still = {name: [file for file in files if file.find() is None] for name, files in lacking.items()}
-    models = [f"{name} ({describe(files)})" for name, files in still.items() if files]
+def missing(models: Mapping[str, Sequence[WeightFile]]) -> dict[str, list[WeightFile]]:
+    """The files that aren't here, of the models that lack any."""
+    lacking = {name: [file for file in files if file.find() is None] for name, files in models.items()}
+    return {name: files for name, files in lacking.items() if files}
+
+
+def what_is_missing(lacking: Mapping[str, Sequence[WeightFile]], reason: str) -> str:
+    """One sentence for all models: how much, under which licences, why, and the way out."""
+    unverified = any(file.pin.sha256 is None for files in lacking.values() for file in files)
+    trust, why = (
+        " --trust",
+        ", which takes those without a published SHA-256 as they come",
+    ) * unverified or ("", "")
+    models = ", ".join(f"{name} ({_about(files)})" for name, files in lacking.items())
     return (
-        f"weights are missing of {', '.join(models)}; {reason}; get them by 'gmv-qdrant models fetch "
-        f"{' '.join(name for name, files in still.items() if files)}' where there is a network "
-        "('gmv-qdrant models status' says where they belong), or make a workspace that needs none with 'gmv-qdrant "
-        "init --preset light'"
+        f"weights are missing of {models}; {reason}; get them by 'gmv-qdrant models fetch{trust} {' '.join(lacking)}' "
+        f"where there is a network{why}, or make a workspace that needs none with 'gmv-qdrant init --preset light'"
     )
 
 
-def describe(files: Sequence[WeightFile]) -> str:
-    """``605 MB, MIT``: how much, and under which licences, as far as that is known."""
+def _about(files: Sequence[WeightFile]) -> str:
+    """``605 MB, MIT``: as far as it is known."""
     sizes = [file.pin.size for file in files]
     unknown = "more than " if any(sizes) and None in sizes else ""
     size = f"{unknown}{sum(filter(None, sizes)) / 1e6:,.0f} MB" if any(sizes) else "of unknown size"
@@ -321,10 +320,8 @@ def _bar(name: str, progress: Progress | None) -> Any:
             super().__init__(*args, **{**kwargs, "disable": True})
             self.done = int(kwargs.get("initial", 0))
 
-        def __bool__(
-            self,
-        ) -> bool:  # pooch asks whether there is a bar; tqdm's answer is whether it has items
-            return True
+        def __bool__(self) -> bool:
+            return True  # pooch asks whether there is a bar, and tqdm would answer whether it has items
 
         def update(self, n: float | None = 1) -> bool | None:
             total = int(self.total) if self.total else None

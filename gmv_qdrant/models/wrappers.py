@@ -71,8 +71,8 @@ class CheckedEncoder:
 
         try:
             vectors = self.inner.encode(batch)
-        except (GmvError, torch.OutOfMemoryError):
-            raise
+        except (GmvError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # a device that has no room, or failed, is no image's fault
         except Exception as error:
             raise self._failed(
                 "embed this image" if len(batch) == 1 else "embed these images", error

@@ -26,6 +26,8 @@ def canonical(argument: str) -> str:
 
 def files(argument: str, runtime: Runtime) -> list[WeightFile]:
     """The published weights of ``MODEL/PRETRAINED``. Raises `ModelError` for unknown or disagreeing names."""
+    if argument == DEFAULT:  # without the seconds that its package takes to import
+        return [HubFile.of("timm/vit_base_patch32_clip_224.openai", ["open_clip_model.safetensors"], runtime)]
     import open_clip
 
     model, tag = _known(argument)

@@ -13,7 +13,7 @@ from gmv_qdrant.errors import ModelError, did_you_mean
 from gmv_qdrant.models.base import Encoder, Storage
 from gmv_qdrant.models.checkpoints import LOAD_ERRORS, first_line, load_state, quiet, state_hash, swapped
 from gmv_qdrant.models.devices import Runtime, resolve_device
-from gmv_qdrant.models.weights import Pin, UrlArchive, UrlFile, WeightFile, own_cache, require
+from gmv_qdrant.models.weights import UrlArchive, UrlFile, WeightFile, own_cache, require
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,10 @@ _RELEASES = "https://github.com/ssundaram21/dreamsim/releases/download"
 _DINO = "dino_vitb16_pretrain.pth"
 _DINOV2 = "dinov2_vitb14_pretrain.pth"
 _BACKBONES = "https://dl.fbaipublicfiles.com"
-_DINOV2_CODE = (
-    "https://codeload.github.com/facebookresearch/dinov2/zip/7764ea0f912e53c92e82eb78a2a1631e92725fc8"
-)
+_REVISION = "7764ea0f912e53c92e82eb78a2a1631e92725fc8"
+_DINOV2_CODE = f"https://codeload.github.com/facebookresearch/dinov2/zip/{_REVISION}"
+_DINOV2_FOLDER = f"dinov2-{_REVISION}"
+"""What that archive unpacks into."""
 
 TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ensemble": (
@@ -69,14 +70,8 @@ def files(argument: str, runtime: Runtime) -> list[WeightFile]:
         )
     elif _DINOV2 in members:
         needed.append(UrlFile(f"{_BACKBONES}/dinov2/dinov2_vitb14/{_DINOV2}", backbones))
-        code = _dinov2_folder(runtime).name
-        needed.append(UrlArchive(_DINOV2_CODE, where, members=(f"{code}/hubconf.py",), top=code))
+        needed.append(UrlArchive(_DINOV2_CODE, where, members=(f"{_DINOV2_FOLDER}/hubconf.py",)))
     return needed
-
-
-def _dinov2_folder(runtime: Runtime) -> Path:
-    """Of the code of one revision."""
-    return folder(runtime) / f"facebookresearch_dinov2_{Pin.of(_DINOV2_CODE).revision}"
 
 
 def load(argument: str, runtime: Runtime) -> Encoder:
@@ -114,7 +109,7 @@ def _package_model(kind: str, name: str, runtime: Runtime) -> Any:
 
     def backbone(_: str, model: str) -> Any:
         if model != "dino_vitb16":
-            return hub_load(str(_dinov2_folder(runtime)), model, source="local", verbose=False)  # type: ignore[no-untyped-call]
+            return hub_load(str(where / _DINOV2_FOLDER), model, source="local", verbose=False)  # type: ignore[no-untyped-call]
         # the package has a copy of DINO's network, so no code of its repository is run
         from dreamsim.feature_extraction.vision_transformer import vit_base
 
