@@ -1,7 +1,12 @@
-"""What a file system must be told before a name is safe."""
+"""What a file system must be told before a name is safe, and where small pictures are kept."""
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+THUMBNAILS = "thumbnails"
+"""Folder of a workspace that is a cache: it can be removed at any time."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -25,3 +30,17 @@ def write_atomically(file: Path, content: bytes | str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(file.parent)
+
+
+def thumbnail_stem(root: Path, content_hash: str | None, point_id: str) -> Path:
+    """Where the pictures of an image are cached in a workspace: what follows is ``-SIZE.jpg``."""
+    name = hashlib.sha256(f"{content_hash}\n{point_id}".encode()).hexdigest()
+    return root / THUMBNAILS / name[:2] / name[2:32]
+
+
+def remove_thumbnails(root: Path, images: Iterable[tuple[str | None, str]]) -> None:
+    """Remove what is cached of these images: content hash and point id of each."""
+    for content_hash, point_id in images:
+        stem = thumbnail_stem(root, content_hash, point_id)
+        for file in stem.parent.glob(f"{stem.name}-*"):
+            file.unlink(missing_ok=True)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gmv_qdrant.accounting.money import Money
     from gmv_qdrant.accounting.payout import PayoutRows
     from gmv_qdrant.accounting.verify import Discrepancy
+    from gmv_qdrant.pipeline.assembly import Assembly
     from gmv_qdrant.pipeline.check import Finding
-    from gmv_qdrant.pipeline.context import Context
     from gmv_qdrant.pipeline.streams import Progress
     from gmv_qdrant.web.server import Served
 
@@ -184,29 +184,30 @@ class Workspace:
         owner: str | None = None,
         readmit: bool = False,
         retry_quarantined: bool = False,
+        update: bool = True,
     ) -> dict[str, Any]:
         """Take in training images from folders, files, Parquet, tars or ``hf://`` names; returns counts and timings.
 
         owner: for images whose metadata names none. readmit: also images that were withdrawn.
         retry_quarantined: in place of paths, the inputs in quarantine from earlier ingests, as they were asked for.
+        update: bring all evidence to the new training set at the end, so that credits are exact.
         Raises `SourceError` for a path that is missing or holds no image.
         """
         from gmv_qdrant.images.sources import open_sources
         from gmv_qdrant.pipeline.ingest import ingest
 
-        if "adopted" in self.published.meta():
-            raise SettingsError(
-                f"the collection {self.settings.collection!r} was adopted: add images where it is filled, and then run "
-                "'gmv-qdrant adopt' again"
-            )
+        self._refuse_adopted("add images where it is filled, and then run 'gmv-qdrant adopt' again")
 
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
             records = open_sources(names, owner=owner, only=only)
             total = records.count()
-            with self._run("ingest", paths=names, owner=owner) as (context, run):
-                context.progress.phase("ingest", total)
-                ingest(context, run, records, readmit=readmit)
-            return run.summary()
+            with self._run("ingest", paths=names, owner=owner) as parts:
+                parts.progress.phase("ingest", total)
+                embed = parts.engine(parts.training_embedder())
+                ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
+                if update:
+                    self._update(parts)
+            return parts.run.summary()
 
         if not retry_quarantined:
             return run_once(_whole_names(paths), owner, None)
@@ -225,20 +226,23 @@ class Workspace:
         retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
         """
         from gmv_qdrant.images.sources import open_sources
-        from gmv_qdrant.pipeline.reranking import missing_rerank_vectors
-        from gmv_qdrant.pipeline.value import value
+        from gmv_qdrant.pipeline.training_vectors import missing_rows
+        from gmv_qdrant.pipeline.value import require_training_images, value
 
         def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
             records = open_sources(names, only=only)
             total = records.count()
-            with self._run("value", paths=names, batch=batch) as (context, run):
-                if total and (most := missing_rerank_vectors(context, total)):
-                    context.progress.note(
-                        f"up to {most:,} re-rank vectors are computed from their images, each once"
-                    )
-                context.progress.phase("value", total)
-                value(context, run, records, batch)
-            return run.summary()
+            require_training_images(self.published)
+            with self._run("value", paths=names, batch=batch) as parts:
+                progress = parts.progress
+                if total and (
+                    most := missing_rows(self.ledger, parts.spaces, total, self.settings.candidates)
+                ):
+                    progress.note(f"up to {most:,} re-rank vectors are computed from their images, each once")
+                progress.phase("value", total)
+                embed = parts.engine(parts.generated_embedder())
+                value(records, batch, parts.run, self.ledger, parts.spaces, embed, parts.matcher(), progress)
+            return parts.run.summary()
 
         if not retry_quarantined:
             return run_once(_whole_names(paths), batch, None)
@@ -247,11 +251,11 @@ class Workspace:
 
     def update(self) -> dict[str, Any]:
         """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
-        from gmv_qdrant.pipeline.update import update
-
-        with self._run("update", networks=False) as (context, run):
-            update(context, run)
-        return run.summary()
+        if not self._begun():
+            return {"verb": "update", "stale": 0, "seconds": {"total": 0.0}}
+        with self._run("update", networks=False) as parts:
+            self._update(parts)
+        return parts.run.summary()
 
     def withdraw(
         self,
@@ -260,37 +264,72 @@ class Workspace:
         uri: str | None = None,
         ids: Sequence[str] = (),
         dry_run: bool = False,
+        update: bool = True,
     ) -> dict[str, Any]:
         """Take training images out: by owner, by URI pattern (``*``, ``?``), or by ids, hashes or URIs.
 
         An image that other sources bring as well stays, and its credit is split among those.
-        dry_run: only count. Raises `SettingsError` when nothing, or not exactly one selection, is given.
+        dry_run: only count. update: bring all evidence to the new training set at the end, so that credits are exact.
+        Raises `SettingsError` when nothing, or not exactly one selection, is given.
         """
-        from gmv_qdrant.pipeline.withdraw import Selection, preview_withdrawal, withdraw
+        from gmv_qdrant.pipeline.withdraw import Selection, preview, withdraw
 
         selection = Selection(owner, uri, tuple(ids))
+        self._refuse_adopted("nothing of it is removed from here: delete the points where they belong")
+        found = preview(self.published, selection)
         if dry_run:
-            return {"verb": "withdraw", "dry_run": True, **preview_withdrawal(self.published, selection)}
-        with self._run("withdraw", networks=False) as (context, run):
-            withdraw(context, run, selection)
-        return run.summary()
+            return {"verb": "withdraw", "dry_run": True, **found.counts}
+        with self._run("withdraw", networks=False) as parts:
+            withdraw(
+                parts.run,
+                self.ledger,
+                parts.spaces,
+                self.path,
+                selection,
+                self.settings.candidates,
+                parts.spare,
+            )
+            if update:
+                self._update(parts)
+        return parts.run.summary()
+
+    def erase(self) -> dict[str, Any]:
+        """Take what was withdrawn off the disk, too: rewrite the files that keep bytes of it, and search them all.
+
+        Raises `StoreError` where a URI or a vector of a withdrawn image is still in a file of the workspace. A server
+        cleans its own files in its own time; copies, exports and reports made before are not looked at.
+        """
+        from gmv_qdrant.pipeline.erase import erase
+
+        self._refuse_adopted("nothing of it is erased from here: delete the points where they belong")
+        if not self._begun():
+            return {"verb": "erase", "files_searched": 0, "seconds": {"total": 0.0}}
+        with self._run("erase", networks=False) as parts:
+            erase(parts.run, self.ledger, parts.spaces, self.path, parts.progress)
+        return parts.run.summary()
 
     def check(
         self, *, read_images: bool = False, repair: bool = False, take_over: bool = False
     ) -> "list[Finding]":
-        """Whether ledger, store and feature files agree and the sums hold; each thing wrong is a `Finding`.
+        """Whether ledger, store and matrices agree and the sums hold; each thing wrong is a `Finding`.
 
-        read_images: also whether every source can be read and is what it was.
+        read_images: also the networks, each vector of the store, and whether every source is what it was.
         repair: repair what can be repaired; each finding says what was done about it.
         take_over: this copy of a workspace, whose original is gone, owns the server's collection from now on.
         """
         from gmv_qdrant.pipeline.check import check
-        from gmv_qdrant.pipeline.repair import repair_all
+        from gmv_qdrant.pipeline.repair import repair as mend
 
-        with self._alone() as context:
-            context.remake_store, context.take_over = repair, take_over
-            findings = check(context, read_images=read_images)
-            return repair_all(context, findings) if repair and findings else findings
+        if not self._begun():
+            return []
+        with self._alone():
+            run = Run("check", self.ledger.training_version)
+            with self._assembled(run, remake=repair, take_over=take_over) as parts:
+                findings = check(parts, read_images=read_images)
+                if not repair or not findings:
+                    return findings
+                with recorded(self.ledger, "check", self.settings.evidence(), {"repair": True}) as parts.run:
+                    return mend(parts, findings, read_images=read_images)
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -392,10 +431,8 @@ class Workspace:
         """
         from gmv_qdrant.evaluation.calibrate import calibrate
 
-        with self._run("calibrate") as (context, run):
-            return calibrate(
-                context, run, name=name, probes=probes, seed=seed, k=k, null_distance=null_distance
-            )
+        with self._run("calibrate") as parts:
+            return calibrate(parts, name=name, probes=probes, seed=seed, k=k, null_distance=null_distance)
 
     def evaluate(
         self, criterion: str, *, options: dict[str, Any] | None = None, **function: Unpack[ValueOptions]
@@ -579,47 +616,70 @@ class Workspace:
         mapping = adopted_fields(json.loads(kept["adopted"])["fields"], fields or {})
         options = AdoptOptions(sample, enable_quantization)
         try:
-            with workspace._run("adopt", fields=dataclasses.asdict(mapping)) as (context, run):
-                adopt(context, run, mapping, options)
+            with workspace._run("adopt", fields=dataclasses.asdict(mapping)) as parts:
+                adopt(parts, mapping, options)
         except BaseException:
             if fresh and not workspace._believed():
                 folder.unmake(root)
             raise
-        return run.summary()
+        return parts.run.summary()
 
     # -- how a verb is carried out -------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _run(self, verb: str, *, networks: bool = True, **request: Any) -> "Iterator[tuple[Context, Run]]":
-        """`_alone`, with a row in ``runs``, and what the run before left behind tidied up.
+    def _run(self, verb: str, *, networks: bool = True, **request: Any) -> "Iterator[Assembly]":
+        """What a run works with: alone, with a row in ``runs``, and what the run before left behind tidied up.
 
-        networks: load and check them first; a run that only moves vectors doesn't need them.
+        networks: load and verify them first; a run that only moves vectors doesn't need them.
         """
         from gmv_qdrant.evaluation.importing import refuse_if_imported
         from gmv_qdrant.pipeline.recovery import recover
+        from gmv_qdrant.pipeline.spaces import verified_models
 
         refuse_if_imported(self.published, verb)
-        with self._alone() as context:
-            if networks:
-                context.write_fingerprint()
-            with recorded(self.ledger, verb, self.settings.evidence(), request) as run:
-                recover(context, run)
-                yield context, run
+        with self._alone():
+            models = (
+                verified_models(self.settings, self.ledger, quality=verb != "ingest") if networks else None
+            )
+            with (
+                recorded(self.ledger, verb, self.settings.evidence(), request) as run,
+                self._assembled(run) as parts,
+            ):
+                if models is not None:
+                    parts.models = models
+                recover(run, self.ledger, parts.spaces, self.path)
+                yield parts
 
     @contextlib.contextmanager
-    def _alone(self) -> "Iterator[Context]":
-        """The only writer of this workspace. Raises `LedgerLocked` when there is another."""
-        from gmv_qdrant.pipeline.context import Context
+    def _assembled(self, run: Run, **opening: bool) -> "Iterator[Assembly]":
+        from gmv_qdrant.pipeline.assembly import Assembly
+        from gmv_qdrant.pipeline.spaces import open_spaces
         from gmv_qdrant.pipeline.streams import NullProgress
 
+        with open_spaces(self.path, self.settings, self.ledger, **opening) as spaces:
+            progress = self._progress or NullProgress()
+            yield Assembly(self.path, self.settings, self.ledger, spaces, run, progress)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The only writer of this workspace. Raises `LedgerLocked` when there is another."""
         with folder.alone(self.path):
             folder.restore_settings(self.path, self.settings)
-            context = Context(self.path, self.settings, self.ledger, self._progress or NullProgress())
-            try:
-                with self.ledger.held():
-                    yield context
-            finally:
-                context.close()
+            with self.ledger.held():
+                yield
+
+    def _update(self, parts: "Assembly") -> None:
+        from gmv_qdrant.pipeline.update import update
+
+        update(parts.run, self.ledger, parts.spaces, parts.matcher(), parts.progress)
+
+    def _begun(self) -> bool:
+        """Whether anything was ever taken in."""
+        return "recall_shape" in self.published.meta()
+
+    def _refuse_adopted(self, way_out: str) -> None:
+        if "adopted" in self.published.meta():
+            raise SettingsError(f"the collection {self.settings.collection!r} was adopted: {way_out}")
 
     def _retry(
         self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]

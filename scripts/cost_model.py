@@ -196,8 +196,9 @@ def measure_ledger(held: tuple[int, int] = (200_000, 2_000_000), together: int =
 
 def _look_up_seconds(held: Any, n: int) -> float:
     """Of a worker, for the candidates of one group of generated images."""
-    from gmv_qdrant.ledger.runs import Run
     from gmv_qdrant.pipeline.reranking import RerankVectors
+
+    from gmv_qdrant.ledger.runs import Run
 
     context: Any = SimpleNamespace(ledger=held, space=lambda _: None, reranks_in_engine=False)
     vectors = RerankVectors(context, Run("value", 1))

@@ -96,7 +96,7 @@ def assert_credits(workspace: Workspace, training: set[int]) -> None:
 
 def test_what_comes_is_put_in_its_place_without_a_search(folder: Path) -> None:
     workspace = start(folder, range(60))
-    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 66)), owner="bo")
+    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 66)), owner="bo", update=False)
     assert workspace.stale() == len(GENERATED)
     with no_search():
         summary = workspace.update()
@@ -118,7 +118,7 @@ def test_what_goes_is_replaced_from_the_reserve_at_once(folder: Path) -> None:
 def test_a_reserve_that_is_used_up_is_searched_anew(folder: Path) -> None:
     workspace = start(folder, range(60))
     nearest = sorted(range(60), key=lambda one: tiny_workspace._pair(GENERATED[0], one)[0])[: SPARE + 2]
-    workspace.withdraw(ids=[str(tiny_workspace.point(one)) for one in nearest])
+    workspace.withdraw(ids=[str(tiny_workspace.point(one)) for one in nearest], update=False)
     stale = workspace.stale()
     assert 0 < stale < len(GENERATED) or stale == len(GENERATED)
     with counted_searches() as queries:
@@ -134,12 +134,11 @@ def test_many_comings_and_goings(folder: Path) -> None:
     unseen = list(range(50, 110))
     for turn in range(3):
         come = [unseen.pop() for _ in range(int(random.integers(1, 5)))]
-        workspace.ingest(tiny_workspace.write(folder / f"new-{turn}", come), owner="bo")
+        workspace.ingest(tiny_workspace.write(folder / f"new-{turn}", come), owner="bo", update=turn == 2)
         training |= set(come)
         gone = set(random.choice(sorted(training), 2, replace=False).tolist())
-        workspace.withdraw(
-            ids=[str(tiny_workspace.point(one)) for one in gone]
-        )  # while images are stale, too
+        # while images are stale, too
+        workspace.withdraw(ids=[str(tiny_workspace.point(one)) for one in gone], update=turn == 1)
         training -= gone
         workspace.update()
         assert_exact(workspace, training)
@@ -147,7 +146,7 @@ def test_many_comings_and_goings(folder: Path) -> None:
 
 def test_more_than_half_of_the_candidates_new_is_searched(folder: Path) -> None:
     workspace = start(folder, range(30))
-    workspace.ingest(tiny_workspace.write(folder / "new", range(100, 200)), owner="bo")
+    workspace.ingest(tiny_workspace.write(folder / "new", range(100, 200)), owner="bo", update=False)
     with counted_searches() as queries:
         summary = workspace.update()
     assert summary["searched"] == sum(queries) == len(GENERATED)
@@ -165,7 +164,7 @@ def test_what_rounding_could_decide_is_searched(folder: Path) -> None:
         Image.fromarray(tiny_workspace.pixels(order[K - 1])).save(
             copies / f"{level}.png", compress_level=level
         )
-    workspace.ingest([copies], owner="bo")
+    workspace.ingest([copies], owner="bo", update=False)
     summary = workspace.update()
     assert summary["searched"] >= 1
     again = Workspace.init(folder / "again", **SETTINGS)
@@ -182,7 +181,7 @@ def test_two_views_are_searched(folder: Path, views: str) -> None:
     workspace = start(folder, range(60), views=views)
     spare = sum(map(len, lists(workspace, "spare_candidates").values()))
     assert spare == (SPARE * len(GENERATED) if views == "none" else 0)
-    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 64)), owner="bo")
+    workspace.ingest(tiny_workspace.write(folder / "new", range(60, 64)), owner="bo", update=False)
     summary = workspace.update()
     assert (summary["searched"] == summary["affected"]) == (views == "flip")
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import LedgerError, StoreError
 from gmv_qdrant.ledger import database
 from gmv_qdrant.vectors.embedded.store import EdgeStore
+from gmv_qdrant.vectors.matrices import GROUP, PAGE
+from gmv_qdrant.vectors.protocol import RUN
 
 
 @pytest.fixture
@@ -62,13 +63,33 @@ def write(workspace: Workspace, sql: str) -> None:
 
 
 def store_points(workspace: Workspace, change: Callable[[Any], None]) -> None:
-    with workspace._alone() as context:
-        change(context.store)
-        context.store.flush()
+    with tiny_workspace.spaces(workspace) as spaces:
+        change(spaces.store)
+        spaces.store.flush()
 
 
-def feature_file(workspace: Workspace, space: str) -> Path:
-    return next((workspace.path / "features" / space).glob("*.npy"))
+def matrix_file(workspace: Workspace, name: str) -> Path:
+    return workspace.path / "vectors" / name
+
+
+def flip(file: Path, position: int) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(position)
+        (byte,) = opened.read(1)
+        opened.seek(position)
+        opened.write(bytes([byte ^ 1]))
+
+
+def clear(file: Path) -> None:
+    """32 KB of zeros, as a lost block of a disk."""
+    with file.open("r+b") as opened:
+        opened.seek(PAGE)
+        opened.write(bytes(32768))
+
+
+def forget_row(workspace: Workspace) -> None:
+    with tiny_workspace.spaces(workspace) as spaces:
+        spaces.training.zero([3])
 
 
 def rename_payload(store: Any) -> None:
@@ -76,13 +97,16 @@ def rename_payload(store: Any) -> None:
     store.upsert([point.id], point.vector[None], [{"uri": "x"}])
 
 
-def add_left_over(workspace: Workspace, store: Any) -> None:
-    run = workspace.sql("SELECT min(run_id) FROM runs").fetchall()[0][0]
-    store.upsert([tiny_workspace.point(900)], np.ones((1, 192), np.float32), [{"uri": "x", "run": run}])
-
-
-def add_shard(workspace: Workspace) -> None:
-    np.save(workspace.path / "features/training/rerank/000999.npy", np.zeros((1, 192), np.uint8))
+def leave_over(workspace: Workspace) -> None:
+    """A point of a run that was killed before the ledger knew of it."""
+    write(workspace, "UPDATE runs SET status = 'killed' WHERE verb = 'value'")
+    (run,) = workspace.sql("SELECT run_id FROM runs WHERE verb = 'value' LIMIT 1").fetchall()[0]
+    store_points(
+        workspace,
+        lambda store: store.upsert(
+            [tiny_workspace.point(900)], np.ones((1, 192), np.float32), [{"uri": "x", RUN: run}]
+        ),
+    )
 
 
 SQL_DAMAGE = {
@@ -100,7 +124,6 @@ SQL_DAMAGE = {
     "doubled generated": ("ledger twice", "INSERT INTO generated SELECT * FROM generated LIMIT 1"),
     "doubled source": ("same source twice", "INSERT INTO sources SELECT * FROM sources LIMIT 1"),
     "stray source": ("belong to no training", "INSERT INTO sources (training_key, uri) VALUES (99, 'x')"),
-    "doubled feature": ("two rows", "INSERT INTO features SELECT * FROM features LIMIT 1"),
     "spare of nothing": (
         "no generated image",
         "UPDATE spare_candidates SET generated_key = 77 WHERE generated_key = 1",
@@ -108,26 +131,37 @@ SQL_DAMAGE = {
     "foreign spare": ("aren't the next nearest", "UPDATE spare_candidates SET training_key = 99"),
     "near spare": ("aren't the next nearest", "UPDATE spare_candidates SET recall_distance = 0"),
     "future": ("still to come", "UPDATE generated SET version_valued = 1000"),
-    "unnamed vectors": ("no vector in the feature space", "DELETE FROM features WHERE key = 3"),
     "killed run": (
         "killed before",
         """UPDATE runs SET status = 'running' WHERE verb = 'value';
         UPDATE meta SET value = 'false' WHERE key = 'settled'""",
     ),
 }
+FIRST_ROW = PAGE + 8 * GROUP + 192  # key 1 of vectors of 192 bytes
 FILE_DAMAGE: dict[str, tuple[str, Callable[[Workspace], Any]]] = {
-    "lost training vectors": ("can't be read", lambda w: feature_file(w, "training/rerank").unlink()),
-    "broken training vectors": (
-        "can't be read",
-        lambda w: feature_file(w, "training/rerank").write_bytes(b"?"),
+    "lost training vectors": (
+        "16 training images have no vector",
+        lambda w: matrix_file(w, "training-rerank").unlink(),
     ),
-    "lost recall vectors": ("can't be read", lambda w: feature_file(w, "generated/recall").unlink()),
-    "orphan shard": ("nothing that the ledger names", add_shard),
+    "lost row": ("1 training images have no vector", forget_row),
+    "flipped bit": (
+        "1 training images have no vector, or a damaged one, in training-rerank",
+        lambda w: flip(matrix_file(w, "training-rerank"), FIRST_ROW + 100),
+    ),
+    "zeroed block": ("have no vector", lambda w: clear(matrix_file(w, "training-rerank"))),
+    "lost recall vectors": (
+        "6 generated images have no vector, or a damaged one, in generated-recall",
+        lambda w: matrix_file(w, "generated-recall").unlink(),
+    ),
+    "zeroed re-rank vectors": (
+        "in generated-rerank",
+        lambda w: clear(matrix_file(w, "generated-rerank")),
+    ),
     "lost points": (
         "are not in the store",
         lambda w: store_points(w, lambda s: s.delete([tiny_workspace.point(3)])),
     ),
-    "left-over point": ("left behind by runs", lambda w: store_points(w, partial(add_left_over, w))),
+    "left-over point": ("were left behind by runs", leave_over),
     "wrong payload": ("a source that is not theirs", lambda w: store_points(w, rename_payload)),
 }
 
@@ -141,7 +175,7 @@ def test_damage_is_found_and_mended(repaired: Workspace, damage: str) -> None:
     else:
         sentence, spoil = FILE_DAMAGE[damage]
         spoil(repaired)
-    findings = repaired.check(repair=True)
+    findings = repaired.check(repair=True, read_images=damage == "wrong payload")
     assert any(sentence in finding.sentence for finding in findings), findings
     assert all(finding.repaired for finding in findings), [str(finding) for finding in findings]
     assert repaired.stale() == 0
@@ -175,24 +209,24 @@ def test_what_cannot_be_mended_is_left_and_said(workspace: Workspace, root: Path
     assert workspace.check() == []
 
 
-def test_a_lost_feature_file_doesnt_lock_anyone_out(workspace: Workspace) -> None:
-    for file in (workspace.path / "features").rglob("*.npy"):
+def test_a_lost_matrix_doesnt_lock_anyone_out(workspace: Workspace, root: Path) -> None:
+    for file in (workspace.path / "vectors").iterdir():
         file.unlink()
     with pytest.raises(StoreError, match="check --repair"):
-        workspace.withdraw(owner="ada")
+        workspace.value(tiny_workspace.write(root / "g", [60]))
+    workspace.withdraw(owner="ada", update=False)
     assert gmv(workspace, "check", "--repair")[0] == 0
-    workspace.update()
-    assert workspace.check() == []
+    assert workspace.check(read_images=True) == []
     assert set(tiny_workspace.owners(workspace)) == {"bo"}
 
 
 def test_nothing_of_a_withdrawn_image_stays_on_disk(workspace: Workspace, root: Path) -> None:
     (workspace.path / "thumbnails").mkdir()
     (workspace.path / "thumbnails/x.jpg").write_bytes(b"a picture")
-    with workspace._alone() as context:
+    with tiny_workspace.spaces(workspace) as spaces:
         kept = {
             str(point.id): point
-            for point in context.store.retrieve(
+            for point in spaces.store.retrieve(
                 [tiny_workspace.point(3), tiny_workspace.point(12)], with_vectors=True
             )
         }
@@ -212,6 +246,9 @@ def test_nothing_of_a_withdrawn_image_stays_on_disk(workspace: Workspace, root: 
     assert found(3) >= 3
     summary = workspace.withdraw(owner="ada")
     assert summary["images_withdrawn"] == 8
+    assert found(3) > 0  # an engine keeps what it deleted
+    summary = workspace.erase()
+    assert summary["traces_searched"] >= 24
     assert found(3) == 0
     assert found(12) >= 3
     assert not (workspace.path / "thumbnails").exists()
@@ -230,6 +267,7 @@ def test_a_withdrawn_duplicate_is_described_by_the_source_that_stays(root: Path)
         workspace.ingest([root / folder])
     assert workspace.status()["training"]["duplicates"] == 5
     assert workspace.withdraw(uri="*/first/*")["images_withdrawn"] == 0
+    workspace.erase()
     assert workspace.sql("SELECT DISTINCT label FROM training").fetchall() == [("plain",)]
     files = [path for path in workspace.path.rglob("*") if path.is_file()]
     assert not [
@@ -306,14 +344,14 @@ def test_an_image_that_vanishes_while_it_is_read_is_quarantined(
     workspace: Workspace, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = tiny_workspace.write(root / "c", range(20, 24))
-    from gmv_qdrant.pipeline import loading
+    from gmv_qdrant.pipeline import embedding
 
-    def load(context: Any, run: Any, records: Any) -> Any:
+    def read(*arguments: Any) -> Any:
         paths[1].unlink(missing_ok=True)
-        return original(context, run, records)
+        return original(*arguments)
 
-    original = loading.load
-    monkeypatch.setattr("gmv_qdrant.pipeline.ingest.load", load)
+    original = embedding.read
+    monkeypatch.setattr(embedding, "read", read)
     summary = workspace.ingest([root / "c"], owner="chi")
     assert (summary["new"], summary["quarantined"]) == (3, 1)
     assert workspace.check() == []

@@ -21,9 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.features import FeatureSpace
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.vectors.embedded.store import EdgeStore
+from gmv_qdrant.vectors.matrices import Matrix
 
 EXAMPLES = int(os.environ.get("GMV_EXAMPLES", "4"))
 STEPS = int(os.environ.get("GMV_STEPS", "12"))
@@ -35,7 +35,7 @@ class Crash(BaseException):
 
 @contextmanager
 def crash_at(crossing: int) -> Iterator[None]:
-    """Crash before or after the n-th write to a feature file, the store or the ledger."""
+    """Crash before or after the n-th write to a matrix, the store or the ledger."""
     left = crossing
 
     def cross() -> None:
@@ -62,7 +62,7 @@ def crash_at(crossing: int) -> Iterator[None]:
             cross()  # before the commit
         cross()
 
-    places: list[tuple[type, str]] = [(FeatureSpace, n) for n in ("append", "compact", "drop")]
+    places: list[tuple[type, str]] = [(Matrix, n) for n in ("write", "zero", "_put")]
     places += [(EdgeStore, n) for n in ("upsert", "delete", "flush", "purge", "optimize")]
     places += [(Ledger, "rewrite")]
     with ExitStack() as stack:
@@ -187,18 +187,33 @@ class Life(RuleBasedStateMachine):
         return sorted(sources), sorted(generated)
 
     @rule(
-        seeds=SEEDS, folder=FOLDERS, owner=OWNERS, readmit=st.booleans(), crash=CRASHES, again=st.booleans()
+        seeds=SEEDS,
+        folder=FOLDERS,
+        owner=OWNERS,
+        readmit=st.booleans(),
+        update=st.booleans(),
+        crash=CRASHES,
+        again=st.booleans(),
     )
     def ingest(
-        self, seeds: set[int], folder: str, owner: str, readmit: bool, crash: int | None, again: bool
+        self,
+        seeds: set[int],
+        folder: str,
+        owner: str,
+        readmit: bool,
+        update: bool,
+        crash: int | None,
+        again: bool,
     ) -> None:
         paths = tiny_workspace.write(self.root / folder, sorted(seeds))
         self.perform(
-            lambda w: w.ingest(paths, owner=owner, readmit=readmit),
+            lambda w: w.ingest(paths, owner=owner, readmit=readmit, update=update),
             lambda model: model.ingest(paths, owner, readmit),
             crash,
             again,
         )
+        if update and crash is None:
+            assert self.workspace.stale() == 0
 
     @precondition(lambda self: self.model.training)
     @rule(
@@ -223,12 +238,22 @@ class Life(RuleBasedStateMachine):
             assert self.workspace.stale() == 0
 
     def _withdraw(
-        self, crash: int | None, again: bool, leaves: Callable[[int, str, str], bool], **selection: Any
+        self,
+        crash: int | None,
+        again: bool,
+        leaves: Callable[[int, str, str], bool],
+        update: bool = True,
+        **selection: Any,
     ) -> None:
         if any(leaves(s, uri, owner) for s, of in self.model.training.items() for uri, owner in of.items()):
             self.perform(
-                lambda w: w.withdraw(**selection), lambda model: model.withdraw(leaves), crash, again
+                lambda w: w.withdraw(**selection, update=update),
+                lambda model: model.withdraw(leaves),
+                crash,
+                again,
             )
+            if update and crash is None:
+                assert self.workspace.stale() == 0
         else:
             with pytest.raises(SettingsError, match="nothing to withdraw"):
                 self.workspace.withdraw(**selection)
@@ -248,12 +273,13 @@ class Life(RuleBasedStateMachine):
             uri=pattern.replace("[[]", "["),  # to us, brackets in a name are what they are
         )
 
-    @rule(seeds=SEEDS, crash=CRASHES, again=st.booleans())
-    def withdraw_ids(self, seeds: set[int], crash: int | None, again: bool) -> None:
+    @rule(seeds=SEEDS, update=st.booleans(), crash=CRASHES, again=st.booleans())
+    def withdraw_ids(self, seeds: set[int], update: bool, crash: int | None, again: bool) -> None:
         self._withdraw(
             crash,
             again,
             lambda seed, uri, of: seed in seeds,
+            update,
             ids=[str(tiny_workspace.point(seed)).upper() for seed in seeds],
         )
 
@@ -287,8 +313,8 @@ class CodedLife(Life):
 
     @rule()
     def optimize(self) -> None:
-        with self.workspace._alone() as context:
-            context.store.optimize(force=True)
+        with tiny_workspace.spaces(self.workspace) as spaces:
+            spaces.store.optimize(force=True)
 
     def teardown(self) -> None:
         if self.model.training:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.images.records import point_id
+from gmv_qdrant.pipeline.spaces import Spaces, open_spaces
 
 SIZE = 8
 CLOSE = 1e-7
@@ -106,3 +107,10 @@ def values(workspace: Workspace, k: int | None = None) -> dict[str, float]:
 
 def owners(workspace: Workspace, k: int | None = None) -> dict[str | None, float]:
     return {row[0]: row[1] for row in workspace.credits("owner", k=k).fetchall()}
+
+
+@contextmanager
+def spaces(workspace: Workspace) -> Iterator[Spaces]:
+    """The workspace's store and matrices, opened as its writer does."""
+    with workspace._alone(), open_spaces(workspace.path, workspace.settings, workspace.ledger) as opened:
+        yield opened

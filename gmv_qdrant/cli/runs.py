@@ -33,6 +33,11 @@ retry_option = click.option(
 )
 
 
+update_option = click.option(
+    "--update/--no-update", default=True, help="Bring all credits up to date at the end.  [default: update]"
+)
+
+
 def _paths_or_retry(paths: tuple[str, ...], retry: bool) -> None:
     if bool(paths) == retry:
         raise click.UsageError("Give PATHS, or --retry-quarantined without any.")
@@ -43,6 +48,7 @@ def _paths_or_retry(paths: tuple[str, ...], retry: bool) -> None:
 @click.option("--owner", help="Owner of images whose metadata names none.")
 @click.option("--readmit", is_flag=True, help="Take in images again that were withdrawn.")
 @retry_option
+@update_option
 @engine_options
 @run_options
 @with_workspace
@@ -52,6 +58,7 @@ def ingest(
     owner: str | None,
     readmit: bool,
     retry_quarantined: bool,
+    update: bool,
     as_json: bool,
 ) -> None:
     """Take in training images: folders, files, Parquet, tars, hf://NAME.
@@ -60,9 +67,11 @@ def ingest(
     attribute. What is known already is skipped; what can't be used is quarantined with its reason.
     """
     _paths_or_retry(paths, retry_quarantined)
-    summary = workspace.ingest(paths, owner=owner, readmit=readmit, retry_quarantined=retry_quarantined)
+    summary = workspace.ingest(
+        paths, owner=owner, readmit=readmit, retry_quarantined=retry_quarantined, update=update
+    )
     show_summary(summary, as_json)
-    _require_something(summary, ("new", "sources", "unchanged"))
+    _require_something(summary, ("new", "sources", "known"))
 
 
 @click.command()
@@ -79,7 +88,7 @@ def value(workspace: Any, paths: tuple[str, ...], batch: str, retry_quarantined:
     _paths_or_retry(paths, retry_quarantined)
     summary = workspace.value(paths, batch=batch, retry_quarantined=retry_quarantined)
     show_summary(summary, as_json)
-    _require_something(summary, ("valued", "unchanged"))
+    _require_something(summary, ("valued", "known"))
 
 
 @click.command()
@@ -102,22 +111,29 @@ def update(workspace: Any, as_json: bool) -> None:
     help="A file (- is stdin) with an id, SHA-256 or path on each line.",
 )
 @click.option("--dry-run", is_flag=True, help="Only count what would go.")
+@update_option
 @run_options
 @with_workspace
 def withdraw(
-    workspace: Any, owner: str | None, uri: str | None, ids: Any, dry_run: bool, as_json: bool
+    workspace: Any,
+    owner: str | None,
+    uri: str | None,
+    ids: Any,
+    dry_run: bool,
+    update: bool,
+    as_json: bool,
 ) -> None:
     """Take training images out, and all that follows from them.
 
     An image that other sources bring, too, stays, and its credit is theirs. What stays of one that goes is its
-    hash, so that it isn't taken in again by accident, the date and the reason. Then run update.
+    hash, so that it isn't taken in again by accident, and the date. erase takes its bytes off the disk, too.
     """
     if (owner is not None) + (uri is not None) + (ids is not None) != 1:
         raise click.UsageError("Give exactly one of --owner, --uri and --ids.")
     names = [line.strip() for line in ids if line.strip()] if ids else []
     if ids and not names:
         raise click.UsageError("The file of --ids names no image.")
-    summary = workspace.withdraw(owner=owner, uri=uri, ids=names, dry_run=dry_run)
+    summary = workspace.withdraw(owner=owner, uri=uri, ids=names, dry_run=dry_run, update=update)
     if as_json:
         print_json(summary)
     elif dry_run:
@@ -134,7 +150,26 @@ def withdraw(
 
 
 @click.command()
-@click.option("--read-images", is_flag=True, help="Also read every source image and compare its hash.")
+@run_options
+@with_workspace
+def erase(workspace: Any, as_json: bool) -> None:
+    """Take what was withdrawn off the disk: rewrite the files that keep bytes of it, and search them all.
+
+    Exit code 1, with the names of the files, where a path or a vector of a withdrawn image is still to be found.
+    """
+    summary = workspace.erase()
+    show_summary(summary, as_json)
+    if not as_json:
+        note(
+            f"searched {summary['files_searched']:,} files for {summary.get('traces_searched', 0):,} traces of "
+            "withdrawn images: none is there"
+        )
+
+
+@click.command()
+@click.option(
+    "--read-images", is_flag=True, help="Also the networks, all vectors of the store, and every source."
+)
 @click.option("--repair", is_flag=True, help="Mend what can be repaired, and say what was done.")
 @click.option(
     "--take-over",
@@ -147,7 +182,7 @@ def withdraw(
 def check(
     ctx: click.Context, workspace: Any, read_images: bool, repair: bool, take_over: bool, as_json: bool
 ) -> None:
-    """Prove that ledger, store and feature files agree, and that the credits add up.
+    """Prove that ledger, store and matrices agree, and that the credits add up.
 
     Exit code 1 when something is wrong (after --repair: when something is left that is wrong).
     """

@@ -20,10 +20,9 @@ from gmv_qdrant.deployments.encoder_check import EncoderCheck, Stored, check_enc
 from gmv_qdrant.deployments.payload_fields import Fields
 from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
 from gmv_qdrant.ledger.database import Connection, insert
-from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.pipeline.collection import Sample
-from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.withdraw import Selection, cut_short, take_out
+from gmv_qdrant.pipeline.assembly import Assembly
+from gmv_qdrant.pipeline.recovery import remove_images
+from gmv_qdrant.pipeline.withdraw import Selection, cut_short, preview, take_out
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.vectors import open_existing
 from gmv_qdrant.vectors.protocol import CollectionSpec, Condition, Point, parse_point_id
@@ -83,48 +82,49 @@ def _as_stored(store: ServerStore, name: str, value: str | int | bool) -> str | 
     return next((form for form in forms if store.count([Condition(name, (form,))])), value)
 
 
-def adopt(context: Context, run: Run, fields: Fields, options: AdoptOptions) -> None:
+def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
     """Take a collection's points into the ledger, or bring the ledger up to what the collection is now.
 
     What is new makes a training-set version; what has vanished is taken out of the ledger; what is described
     otherwise is described anew. Raises `CollectionMismatch` when the encoder isn't that of the collection.
     """
-    adopted = json.loads(context.ledger.meta()["adopted"])
-    if context.encoder.dim != adopted["dim"]:
+    run, ledger, settings = parts.run, parts.ledger, parts.settings
+    adopted = json.loads(ledger.meta()["adopted"])
+    if parts.spaces.recall.dim != adopted["dim"]:
         raise CollectionMismatch(
-            f"the vectors of {context.settings.collection!r} have {adopted['dim']} numbers, and the encoder "
-            f"{context.settings.encoder} gives {context.encoder.dim}; {name_encoders(adopted['dim'])}"
+            f"the vectors of {settings.collection!r} have {adopted['dim']} numbers, and the encoder "
+            f"{settings.encoder} gives {parts.spaces.recall.dim}; {name_encoders(adopted['dim'])}"
         )
-    store = context.store
+    store = parts.spaces.store
     with run.timed("prove the encoder"):
-        context.progress.phase("prove the encoder", None)
+        parts.progress.phase("prove the encoder", None)
         first = next(store.scroll(with_vectors=True), [])
         if not first:
             raise StoreError(
-                f"the collection {context.settings.collection!r} has no points any more: the ledger stays as it is"
+                f"the collection {parts.settings.collection!r} has no points any more: the ledger stays as it is"
             )
-        fields.check(first, context.settings.collection)
-        proof = _prove(context, first, fields, options.sample)
+        fields.check(first, parts.settings.collection)
+        proof = _prove(parts, first, fields, options.sample)
         length = adopted.get("length", proof.length)  # evidence was made with it
-        with context.ledger.write() as con:
+        with parts.ledger.write() as con:
             facts = {**adopted, "fields": asdict(fields), "length": length, "cosine": proof.cosine}
-            context.ledger.set_meta(con, adopted=facts)
+            parts.ledger.set_meta(con, adopted=facts)
     run.figures["cosine"] = round(proof.cosine, 6)
     with run.timed("read points"):
-        _take_in(context, run, fields)
+        _take_in(parts, fields)
     with run.timed("prove the encoder"):
-        proof = _prove(context, _spread(context, options.sample), fields, options.sample)
+        proof = _prove(parts, _spread(parts, options.sample), fields, options.sample)
     run.figures["cosine"] = round(min(run.figures["cosine"], proof.cosine), 6)
     run.counts["sample_differing"] = proof.differing
-    Sample(context.root, context.ledger, context.store).remember(anew=True)
+    parts.spaces.sample(ledger).remember(anew=True)
     if options.enable_quantization:
-        _quantize(context, run)
+        _quantize(parts)
 
 
 # -- the encoder -----------------------------------------------------------------------------------------------------
 
 
-def _prove(context: Context, points: list[Point], fields: Fields, sample: int) -> EncoderCheck:
+def _prove(parts: Assembly, points: list[Point], fields: Fields, sample: int) -> EncoderCheck:
     found = [
         Stored(uri, point.vector)
         for point in points
@@ -132,26 +132,27 @@ def _prove(context: Context, points: list[Point], fields: Fields, sample: int) -
         and point.vector is not None
         and np.linalg.norm(point.vector) > 0
     ]
-    return check_encoder(context, found, sample)
+    return check_encoder(parts, found, sample)
 
 
-def _spread(context: Context, sample: int) -> list[Point]:
+def _spread(parts: Assembly, sample: int) -> list[Point]:
     """Points from everywhere in the collection: its first page may be all of one age."""
-    points = context.ledger.query(
+    points = parts.ledger.query(
         """SELECT point_id FROM training WHERE version_withdrawn IS NULL ORDER BY hash(point_id), point_id LIMIT $n""",
         {"n": 8 * sample},
     )["point_id"].to_pylist()
-    return context.store.retrieve([parse_point_id(point) for point in points], with_vectors=True)
+    return parts.spaces.store.retrieve([parse_point_id(point) for point in points], with_vectors=True)
 
 
 # -- points become rows ----------------------------------------------------------------------------------------------
 
 
-def _take_in(context: Context, run: Run, fields: Fields) -> None:
-    intake = _Intake(context, run)
-    context.progress.phase("read points", context.store.count())
+def _take_in(parts: Assembly, fields: Fields) -> None:
+    run = parts.run
+    intake = _Intake(parts)
+    parts.progress.phase("read points", parts.spaces.store.count())
     seen: list[pa.Array] = []
-    for page in context.store.scroll():
+    for page in parts.spaces.store.scroll():
         rows = []
         for point in page:
             uri = fields.uri_of(point.payload)
@@ -161,25 +162,32 @@ def _take_in(context: Context, run: Run, fields: Fields) -> None:
             try:
                 rows += fields.rows(point, uri)
             except ImageError as error:
-                run.quarantine(uri, str(error))
+                run.quarantine(uri, str(error), error.kind)
         if rows:
             seen.append(pa.array(sorted({str(row["point_id"]) for row in rows}), pa.string()))
             intake.take(pa.Table.from_pylist(rows, _PAGE))
-        context.progress.advance(len(page))
+        parts.progress.advance(len(page))
     if not seen:
         raise StoreError(
-            f"no point of {context.settings.collection!r} names an image any more: the ledger stays as it is"
+            f"no point of {parts.settings.collection!r} names an image any more: the ledger stays as it is"
         )
-    vanished = context.ledger.query(
+    vanished = parts.ledger.query(
         "SELECT point_id FROM training ANTI JOIN seen USING (point_id) WHERE version_withdrawn IS NULL",
         seen=pa.table({"point_id": pa.chunked_array(seen)}),
     )["point_id"].to_pylist()
     if vanished:
         run.counts["vanished"] = len(vanished)
-        hidden = cut_short(context)[
-            0
-        ].tolist()  # whoever may have met one: its vector is gone, so all of them
-        take_out(context, run, Selection(ids=tuple(vanished)), "vanished from the collection", hidden)
+        _take_out(parts, vanished, "vanished from the collection")
+
+
+def _take_out(parts: Assembly, points: list[str], reason: str) -> None:
+    """Images whose vectors are gone: whoever may have met one is valued again, so all that may have."""
+    settings, spaces = parts.settings, parts.spaces
+    selection = Selection(ids=tuple(points))
+    leaving = preview(parts.ledger, selection)
+    hidden = cut_short(parts.ledger, settings.candidates, spaces.views)[0].tolist()
+    take_out(parts.run, parts.ledger, selection, reason, hidden, settings.candidates, parts.spare)
+    remove_images(spaces, parts.root, leaving.keys, leaving.points, leaving.hashes)
 
 
 _PAGE = pa.schema(
@@ -190,16 +198,16 @@ _PAGE = pa.schema(
 class _Intake:
     """Pages of points -> rows of ``training`` and ``sources``: each page durable when `take` returns."""
 
-    def __init__(self, context: Context, run: Run) -> None:
-        self.context = context
-        self.run = run
+    def __init__(self, parts: Assembly) -> None:
+        self.parts = parts
+        self.run = parts.run
         self.begun = False
-        last = context.ledger.query("SELECT coalesce(max(training_key), 0) AS last FROM training")["last"]
+        last = parts.ledger.query("SELECT coalesce(max(training_key), 0) AS last FROM training")["last"]
         self.next_key = int(last[0].as_py()) + 1
 
     def take(self, page: pa.Table) -> None:
         known: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in self.context.ledger.query(
+        for row in self.parts.ledger.query(
             """
             SELECT t.point_id, t.training_key AS key, t.version_withdrawn IS NOT NULL AS gone,
                    s.uri, s.owner, s.label, s.licence, s.attributes::VARCHAR AS attributes
@@ -214,13 +222,20 @@ class _Intake:
             points[row["point_id"]].append(row)
         new: list[dict[str, Any]] = []
         changed: list[dict[str, Any]] = []
+        replaced = [
+            point
+            for point, there in known.items()
+            if not there[0]["gone"] and points[point][0]["uri"] not in {row["uri"] for row in there}
+        ]
+        if replaced:  # by another image under the same id, whose vectors are others, too
+            _take_out(self.parts, replaced, "replaced in the collection")
         for point, rows in points.items():
             there = known.get(point)
             key = there[0]["key"] if there else self.next_key
             if there is None:
                 self.next_key += 1
             numbered = [{**row, "key": key} for row in rows]
-            if there is None or there[0]["gone"]:
+            if there is None or there[0]["gone"] or point in replaced:
                 new += numbered
             elif _facts(there) != _facts(rows):
                 changed += numbered
@@ -228,20 +243,20 @@ class _Intake:
                 self.run.counts["unchanged"] += 1
         if not new and not changed:
             return
-        with self.context.ledger.write() as con:
+        with self.parts.ledger.write() as con:
             if new:
                 self._insert_training(con, new)
             if changed:
                 _describe_again(con, changed)
             _replace_sources(con, new + changed)
-        self.run.counts["new"] += len({row["key"] for row in new})
-        self.run.counts["changed"] += len({row["key"] for row in changed})
+        self.run.counts["new"] += len({row["key"] for row in new}) - len(replaced)
+        self.run.counts["changed"] += len({row["key"] for row in changed}) + len(replaced)
 
     def _insert_training(self, con: Connection, rows: list[dict[str, Any]]) -> None:
         if not self.begun:  # the first new point of a run begins an training_version
             self.begun = True
             self.run.training_version += 1
-            self.context.ledger.set_meta(con, training_version=self.run.training_version)
+            self.parts.ledger.set_meta(con, training_version=self.run.training_version)
         rows = list({row["key"]: row for row in rows}.values())
         keys = [row["key"] for row in rows]
         con.execute("DELETE FROM training WHERE training_key IN (SELECT unnest(?::INTEGER[]))", [keys])
@@ -286,13 +301,13 @@ def _replace_sources(con: Connection, rows: list[dict[str, Any]]) -> None:
 # -- what two flags ask for ------------------------------------------------------------------------------------------
 
 
-def _quantize(context: Context, run: Run) -> None:
+def _quantize(parts: Assembly) -> None:
     """Product quantization, in place; codes that are there already stay."""
-    store = context.store
+    run, store = parts.run, parts.spaces.store
     assert isinstance(store, ServerStore)
     if store.spec.quantization != "none":
         return
     with run.timed("quantize"):
-        context.progress.phase("quantize", None)
+        parts.progress.phase("quantize", None)
         status = store.enable_quantization("pq")
     run.counts["quantized"] = status.coded_points

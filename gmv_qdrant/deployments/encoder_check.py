@@ -15,9 +15,10 @@ from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.models.base import Encoder
 from gmv_qdrant.models.catalogue import model_status
+from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.registry import load_encoder
+from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.batches import Forward
-from gmv_qdrant.pipeline.context import Context
 from gmv_qdrant.pipeline.streams import batched, mapped
 
 SAME = 0.99
@@ -65,31 +66,31 @@ class EncoderCheck:
     length: float
 
 
-def check_encoder(context: Context, points: Sequence[Stored], wanted: int) -> EncoderCheck:
+def check_encoder(parts: Assembly, points: Sequence[Stored], wanted: int) -> EncoderCheck:
     """Embed about ``wanted`` of the points' images again; a quarter of them may have changed meanwhile.
 
     Raises `SourceError` when none can be read, `CollectionMismatch` when the encoder is another one.
     """
     chosen = list(points[:: max(1, len(points) // (TRIES * wanted))])
-    images, stored, reason = _read(context, chosen, wanted)
-    name = context.settings.collection
+    images, stored, reason = _read(parts, chosen, wanted)
+    name = parts.settings.collection
     if not images:
         raise SourceError(
             f"none of {len(chosen)} images that the points of {name!r} name could be read ({reason}): mount them "
             "where the points say, or say what stands before their names with --uri-prefix"
         )
-    cosines = _cosines(context.encoder, images, stored)
+    cosines = _cosines(parts.models.recall, images, stored)
     cosine = float(np.quantile(cosines, 0.25, method="lower"))
     if not cosine >= SAME:
         raise CollectionMismatch(
-            f"the collection {name!r} was not embedded by {context.settings.encoder}: {len(images)} of its images, "
+            f"the collection {name!r} was not embedded by {parts.settings.encoder}: {len(images)} of its images, "
             f"embedded again, have a cosine of {cosine:.4f} with their stored vectors, and {SAME} is needed; "
-            + _fitting(context, len(stored[0]), images, stored)
+            + _fitting(parts, len(stored[0]), images, stored)
         )
     norms = np.linalg.norm(stored, axis=1)
     unit = bool(np.allclose(norms, 1.0, atol=1e-3))
     return EncoderCheck(
-        len(images), cosine, int((cosines < SAME).sum()), 1.0 if unit else _common_length(context, norms)
+        len(images), cosine, int((cosines < SAME).sum()), 1.0 if unit else _common_length(parts, norms)
     )
 
 
@@ -108,13 +109,13 @@ def name_encoders(dim: int) -> str:
 
 
 def _read(
-    context: Context, chosen: Sequence[Stored], wanted: int
+    parts: Assembly, chosen: Sequence[Stored], wanted: int
 ) -> tuple[list[Image.Image], np.ndarray, str]:
     """Images, their stored vectors float32 ``(n, dim)``, and why the last one that couldn't be read couldn't."""
 
     def read(point: Stored) -> tuple[Image.Image, np.ndarray] | str:
         try:
-            return decode(read_uri(point.uri, context.allowed)), point.vector
+            return decode(read_uri(point.uri, parts.allowed)), point.vector
         except ImageError as error:
             return str(error).rstrip(".")
 
@@ -122,7 +123,7 @@ def _read(
     vectors: list[np.ndarray] = []
     reason = "no point has a vector and names an image"
     order = np.random.default_rng(0).permutation(len(chosen)).tolist()
-    for result in mapped(context.pool, read, [chosen[index] for index in order], min(16, wanted)):
+    for result in mapped(read, [chosen[index] for index in order], ahead=min(16, wanted)):
         if isinstance(result, str):
             reason = result
             continue
@@ -142,13 +143,13 @@ def _cosines(encoder: Encoder, images: Sequence[Image.Image], stored: np.ndarray
     return np.asarray((ours * stored).sum(axis=1) / np.where(lengths > 0, lengths, np.nan))
 
 
-def _fitting(context: Context, dim: int, images: Sequence[Image.Image], stored: np.ndarray) -> str:
+def _fitting(parts: Assembly, dim: int, images: Sequence[Image.Image], stored: np.ndarray) -> str:
     """Which other encoder fits: measured where its weights are here, named where they aren't."""
-    others = [name for name in encoders_of(dim) if name != context.settings.encoder]
-    ready = [name for name in others if _is_ready(context, name)]
+    others = [name for name in encoders_of(dim) if name != parts.settings.encoder]
+    ready = [name for name in others if _is_ready(parts, name)]
     for name in ready[:MEASURED]:
         try:
-            encoder = load_encoder(name, runtime=context.runtime)
+            encoder = load_encoder(name, runtime=Runtime.of(parts.settings))
             cosine = float(np.quantile(_cosines(encoder, images, stored), 0.25, method="lower"))
         except (GmvError, ValueError):  # not to be had after all, or of another dimension
             continue
@@ -159,23 +160,23 @@ def _fitting(context: Context, dim: int, images: Sequence[Image.Image], stored: 
     return f"this program knows no other encoder of {dim} numbers by name"
 
 
-def _is_ready(context: Context, name: str) -> bool:
+def _is_ready(parts: Assembly, name: str) -> bool:
     try:
-        return model_status(name, context.runtime).ready is True
+        return model_status(name, Runtime.of(parts.settings)).ready is True
     except GmvError:
         return False
 
 
-def _common_length(context: Context, norms: np.ndarray) -> float:
+def _common_length(parts: Assembly, norms: np.ndarray) -> float:
     """What a generated image's vector is scaled to, so that it lies among vectors that aren't of unit length.
 
     Only under Euclid does the length matter: a cosine divides by it, and a dot product's order doesn't depend on it.
     """
-    if context.store.spec.distance != "euclid":
+    if parts.spaces.store.spec.distance != "euclid":
         return 1.0
     if norms.max() > 2 * norms.min():
         raise CollectionMismatch(
-            f"the vectors of {context.settings.collection!r} are compared by Euclid and have lengths from "
+            f"the vectors of {parts.settings.collection!r} are compared by Euclid and have lengths from "
             f"{norms.min():.3g} to {norms.max():.3g}, while encoders here give directions without a length: "
             "value against a collection with the distance Cosine or Dot"
         )

@@ -17,18 +17,18 @@ from gmv_qdrant.errors import ImageError, SettingsError
 from gmv_qdrant.evaluation.calibration import fit, parent_figures
 from gmv_qdrant.evaluation.probes import Recipe, make_probe, recipes
 from gmv_qdrant.images.decode import decode
-from gmv_qdrant.images.records import Record, content_hash
+from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.images.sources import read_uri
+from gmv_qdrant.ledger.candidates import Matches
 from gmv_qdrant.ledger.database import insert, utc_now
-from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.loading import Embedder, Loaded
-from gmv_qdrant.pipeline.matching import Matcher, Matches, require_training_images
+from gmv_qdrant.pipeline.assembly import Assembly
+from gmv_qdrant.pipeline.embedding import Embedded, Loaded
 from gmv_qdrant.pipeline.streams import batched, mapped
+from gmv_qdrant.pipeline.value import find_evidence, require_training_images
 
 
 def calibrate(
-    context: Context, run: Run, *, name: str, probes: int, seed: int, k: int, null_distance: bool
+    parts: Assembly, *, name: str, probes: int, seed: int, k: int, null_distance: bool
 ) -> dict[str, Any]:
     """Fit a value function on probes and keep it in the ledger as the next version of ``name``; returns its figures.
 
@@ -36,22 +36,23 @@ def calibrate(
     """
     if not name or "@" in name:
         raise SettingsError(f"a calibration can't be called {name!r}: '@' stands before its version")
-    require_training_images(context)
-    training = context.ledger.query(
+    run, ledger = parts.run, parts.ledger
+    require_training_images(ledger)
+    training = ledger.query(
         """SELECT t.training_key, any_value(t.label) AS label, min(s.uri) AS uri
         FROM training t JOIN sources s USING (training_key) WHERE t.version_withdrawn IS NULL
         GROUP BY t.training_key, t.point_id ORDER BY t.point_id"""
     ).to_pylist()
     wanted = recipes(probes, [row["label"] for row in training], seed)
-    context.progress.phase("calibrate", len(wanted))
+    parts.progress.phase("calibrate", len(wanted))
     distances, parents, truths = [], [], []
-    for recipe, matches in _matched(context, run, wanted, [row["uri"] for row in training]):
+    for recipe, matches in _matched(parts, wanted, [row["uri"] for row in training]):
         of_key = {
             training[row]["training_key"]: w for row, w in zip(recipe.parents, recipe.weights, strict=True)
         }
-        padded = np.full(context.settings.candidates, np.inf)
+        padded = np.full(parts.settings.candidates, np.inf)
         padded[: len(matches.keys)] = matches.distances
-        weights = np.zeros(context.settings.candidates)
+        weights = np.zeros(parts.settings.candidates)
         weights[: len(matches.keys)] = [of_key.get(key, 0.0) for key in matches.keys.tolist()]
         distances.append(padded)
         parents.append(weights)
@@ -76,7 +77,7 @@ def calibrate(
         "before": before.as_dict(),
         "after": after.as_dict(),
     }
-    with context.ledger.write() as con:
+    with ledger.write() as con:
         version = con.execute(
             "SELECT coalesce(max(version), 0) + 1 FROM calibrations WHERE name = ?", [name]
         ).fetchall()[0][0]
@@ -102,43 +103,30 @@ def calibrate(
     return {"calibration": f"{name}@{version}", **figures}
 
 
-def _matched(
-    context: Context, run: Run, wanted: list[Recipe], uris: list[str]
-) -> Iterator[tuple[Recipe, Matches]]:
+def _matched(parts: Assembly, wanted: list[Recipe], uris: list[str]) -> Iterator[tuple[Recipe, Matches]]:
     """Evidence of each probe that could be made; the rest is quarantined with the parent that couldn't be read."""
-    matcher = Matcher(context, run)
-    embedder = Embedder(context, views=context.views)
+    matcher, embedder = parts.matcher(), parts.generated_embedder(quality=False)
 
-    def make(numbered: tuple[int, Recipe]) -> Loaded | tuple[str, str]:
+    def make(numbered: tuple[int, Recipe]) -> Loaded | Unusable:
         number, recipe = numbered
         images = []
         for row in recipe.parents:
             try:
-                images.append(decode(read_uri(uris[row], context.allowed)))
+                images.append(decode(read_uri(uris[row], parts.allowed)))
             except ImageError as error:
-                return uris[row], str(error)
+                return Unusable(uris[row], str(error), error.kind)
         buffer = io.BytesIO()
         make_probe(recipe, images).save(buffer, "PNG", compress_level=1)
-        data = buffer.getvalue()
-        return Loaded(Record(uri=f"probe:{number}"), data, content_hash(data))
+        return Loaded.of(Record(uri=f"probe:{number}"), buffer.getvalue())
 
     for numbers in batched(range(len(wanted)), 64):
-        made = []
-        for probe in mapped(context.pool, make, [(n, wanted[n]) for n in numbers], 64):
-            if isinstance(probe, Loaded):
-                made.append(probe)
-            else:
-                run.quarantine(*probe)
-        embedded = list(embedder.embed(run, made))
-        for group in batched(embedded, matcher.group):
-            recall = np.stack([item.recall for item in group])
-            rerank = np.stack([_stored(context, item.rerank) for item in group if item.rerank is not None])
-            for item, matches in zip(group, matcher.match(recall, rerank), strict=True):
-                yield wanted[int(item.loaded.record.uri.partition(":")[2])], matches
-        context.progress.advance(len(numbers))
-
-
-def _stored(context: Context, vectors: np.ndarray) -> np.ndarray:
-    """Vectors with the rounding that a feature file gives them, so that probes are treated like generated images."""
-    storage = context.distance.storage
-    return storage.unpack(storage.pack(vectors))
+        probes = list(mapped(make, [(n, wanted[n]) for n in numbers], threads=parts.settings.workers))
+        embedded = list(embedder(probe for probe in probes if isinstance(probe, Loaded)))
+        for failed in [*probes, *embedded]:
+            if isinstance(failed, Unusable):
+                parts.run.quarantine(failed.uri, failed.reason, failed.kind)
+        images = [image for image in embedded if isinstance(image, Embedded)]
+        if images:
+            for image, matches in zip(images, find_evidence(images, matcher), strict=True):
+                yield wanted[int(image.record.uri.partition(":")[2])], matches
+        parts.progress.advance(len(numbers))

@@ -8,10 +8,60 @@ Neither needs a search, until a spare is used up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from gmv_qdrant.ledger.database import Connection
+from gmv_qdrant.ledger.database import Connection, Ledger, insert
+
+
+@dataclass(slots=True)
+class Candidates:
+    """Training images beside a generated one: keys int32, distances float64, views int8, recall float32, ``(n,)``."""
+
+    keys: np.ndarray
+    distances: np.ndarray
+    views: np.ndarray
+    recall: np.ndarray
+
+    def __getitem__(self, which: np.ndarray) -> Candidates:
+        return Candidates(self.keys[which], self.distances[which], self.views[which], self.recall[which])
+
+
+@dataclass(slots=True)
+class Matches(Candidates):
+    """The evidence of one generated image: its K candidates, nearest first.
+
+    radius: recall distance of the K-th candidate, infinite when the collection has fewer than K.
+    spare: the next nearest by recall, where evidence is kept exact without searching; nearest by recall first.
+    """
+
+    radius: float
+    spare: Candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Distances that a generated image has already, in order of their training keys.
+
+    keys: int32 ``(n,)``, ascending. distances: float64 ``(n,)``. views: int8 ``(n,)``.
+    """
+
+    keys: np.ndarray
+    distances: np.ndarray
+    views: np.ndarray
+
+    def places(self, keys: np.ndarray) -> np.ndarray:
+        """Where each of ``keys`` stands here; -1 where it doesn't."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
+
+
+NOTHING_KNOWN = Known(np.empty(0, np.int32), np.empty(0), np.empty(0, np.int8))
+
 
 ENTERING = pa.schema(
     [
@@ -70,6 +120,42 @@ def forget(con: Connection, keys: Sequence[int]) -> None:
     """Delete the lists of these generated images."""
     for table in ("matches", "spare_candidates"):
         con.execute(f"DELETE FROM {table} WHERE generated_key IN (SELECT unnest(?::INTEGER[]))", [list(keys)])
+
+
+def replace(con: Connection, keys: Sequence[int], evidence: Sequence[Matches]) -> None:
+    """The lists of these generated images, in place of what there was."""
+    forget(con, keys)
+    ranks = [np.arange(1, len(matches.keys) + 1, dtype=np.int16) for matches in evidence]
+    insert(con, "matches", {**_columns(keys, evidence), "rank": pa.array(np.concatenate(ranks))})
+    insert(con, "spare_candidates", _columns(keys, [matches.spare for matches in evidence]))
+
+
+def _columns(keys: Sequence[int], lists: Sequence[Candidates]) -> dict[str, pa.Array]:
+    sizes = [len(one.keys) for one in lists]
+    return {
+        "generated_key": pa.array(np.repeat(np.asarray(keys, dtype=np.int32), sizes)),
+        "training_key": pa.array(np.concatenate([one.keys for one in lists])),
+        "distance": pa.array(np.concatenate([one.distances for one in lists])),
+        "view": pa.array(np.concatenate([one.views for one in lists])),
+        "recall_distance": pa.array(np.concatenate([one.recall for one in lists])),
+    }
+
+
+def known_distances(ledger: Ledger, keys: Sequence[int]) -> list[Known]:
+    """The distances that the ledger has for each of these generated images, whose keys ascend."""
+    rows = ledger.query(
+        """SELECT generated_key, training_key, distance, view FROM (
+            SELECT generated_key, training_key, distance, view FROM matches
+            UNION ALL SELECT generated_key, training_key, distance, view FROM spare_candidates)
+        JOIN wanted ON generated_key = key ORDER BY generated_key, training_key""",
+        wanted=pa.table({"key": pa.array(keys, pa.int32())}),
+    )
+    of, training, distances, views = (column.to_numpy() for column in rows.columns)
+    starts, ends = np.searchsorted(of, keys), np.searchsorted(of, keys, side="right")
+    return [
+        Known(training[start:end], distances[start:end], views[start:end])
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def rearrange(

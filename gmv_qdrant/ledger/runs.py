@@ -48,7 +48,7 @@ class Run:
         self.figures: dict[str, float] = {}
         self.unsettled = False
         """The run before didn't come to its end: what it left between its writes is still to be tidied up."""
-        self._quarantined: dict[str, str] = {}
+        self._quarantined: dict[str, tuple[str, str]] = {}
         self._healed: list[str] = []
         self._lock = threading.Lock()
 
@@ -57,35 +57,11 @@ class Run:
         with self._lock:
             self._healed += uris
 
-    def quarantine(self, uri: str, reason: str) -> None:
-        """Keep an input that could not be used, with its reason; written with the next batch."""
+    def quarantine(self, uri: str, reason: str, kind: str) -> None:
+        """Keep an input that could not be used, with its reason and one word for it; written with the next batch."""
         with self._lock:
-            self._quarantined[uri] = reason
+            self._quarantined[uri] = reason, kind
             self.counts["quarantined"] += 1
-
-    def drain(self) -> dict[str, Any]:
-        """All that was told so far, as `absorb` takes it from another process; then nothing was told."""
-        with self._lock:
-            told = {
-                "counts": dict(self.counts),
-                "timings": dict(self.timings),
-                "figures": dict(self.figures),
-                "quarantined": self._quarantined,
-                "resolved": self._healed,
-            }
-            self.counts, self.timings, self.figures = Counter(), defaultdict(float), {}
-            self._quarantined, self._healed = {}, []
-        return told
-
-    def absorb(self, told: dict[str, Any]) -> None:
-        """What another process has `drain`ed: counts and seconds add up."""
-        with self._lock:
-            self.counts.update(told["counts"])
-            for phase, seconds in told["timings"].items():
-                self.timings[phase] += seconds
-            self.figures.update(told["figures"])
-            self._quarantined.update(told["quarantined"])
-            self._healed += told["resolved"]
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -110,7 +86,8 @@ class Run:
                 "quarantine",
                 {
                     "uri": list(quarantined),
-                    "reason": list(quarantined.values()),
+                    "reason": [reason for reason, _ in quarantined.values()],
+                    "kind": [kind for _, kind in quarantined.values()],
                     "run_id": [self.run_id] * n,
                     "at": [utc_now()] * n,
                 },

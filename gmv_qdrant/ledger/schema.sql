@@ -59,13 +59,6 @@ CREATE TABLE spare_candidates (                         -- the next nearest by r
     view          TINYINT NOT NULL
 );
 
-CREATE TABLE features (                        -- where an image's vector stands in the feature files
-    space VARCHAR NOT NULL,                    -- training/rerank, generated/recall, generated/rerank
-    key   INTEGER NOT NULL,
-    shard BIGINT NOT NULL,
-    row   INTEGER NOT NULL
-);
-
 CREATE TABLE runs (
     run_id      VARCHAR PRIMARY KEY,
     verb        VARCHAR NOT NULL,
@@ -82,6 +75,7 @@ CREATE TABLE runs (
 CREATE TABLE quarantine (
     uri    VARCHAR NOT NULL,
     reason VARCHAR NOT NULL,
+    kind   VARCHAR NOT NULL,                   -- one word, to count them by
     run_id VARCHAR NOT NULL,
     "at"   TIMESTAMP NOT NULL              -- quoted: a reserved word
 );

@@ -9,7 +9,6 @@ import numpy as np
 
 from gmv_qdrant.errors import CollectionMismatch
 from gmv_qdrant.ledger.database import Ledger
-from gmv_qdrant.models.base import Storage
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.vectors import Owner, open_existing, open_own
 from gmv_qdrant.vectors.matrices import Matrix
@@ -61,12 +60,9 @@ class Sample:
     images with the smallest hashes of their ids: which those are changes little while images come and go.
     """
 
-    def __init__(self, root: Path, ledger: Ledger, store: VectorStore) -> None:
-        meta = ledger.meta()
-        self._ledger, self._store = ledger, store
-        self._owned = "adopted" not in meta
-        file = root / "vectors" / "recall-sample"
-        self._kept = Matrix(file, store.spec.dim, Storage("float32"), identity=meta["workspace_id"])
+    def __init__(self, ledger: Ledger, store: VectorStore, kept: Matrix, *, owned: bool) -> None:
+        """kept: their vectors, by training key. owned: not by others, who may change what is theirs."""
+        self._ledger, self._store, self._kept, self._owned = ledger, store, kept, owned
 
     def remember(self, *, anew: bool = False) -> None:
         """Keep the vectors of images that have come into the sample; ``anew``: of all of it, which was proven again."""
@@ -77,18 +73,8 @@ class Sample:
         if there:
             self._kept.write(list(there), np.stack(list(there.values())))
 
-    def forget(self) -> None:
-        """Take out the vectors of images that were withdrawn."""
-        rows = self._ledger.query(
-            "SELECT training_key AS key FROM training WHERE version_withdrawn IS NOT NULL"
-        )
-        keys = rows["key"].to_numpy()
-        self._kept.zero(keys[self._kept.has(keys)])
-
     def verify(self) -> None:
         """Raises `CollectionMismatch` or `StoreError`, with the way out, where the store isn't what it was."""
-        if self._owned:
-            self._require_all()
         points = self._points()
         keys = np.array(sorted(points), dtype=np.int64)
         keys = keys[self._kept.has(keys)]
@@ -104,16 +90,6 @@ class Sample:
             self._refuse(
                 f"{differing} of {len(there)} sampled images have other vectors now (the least cosine is "
                 f"{likeness.min():.3f}), as when an alias is switched"
-            )
-
-    def _require_all(self) -> None:
-        """An own collection has all images of the ledger."""
-        wanted = self._ledger.query("SELECT count(*) AS n FROM training WHERE version_withdrawn IS NULL")[
-            "n"
-        ][0].as_py()
-        if (found := self._store.count()) < wanted:
-            self._refuse(
-                f"it has {found:,} points, and the ledger {wanted:,} training images (is one of the two an older copy?)"
             )
 
     def _refuse(self, what: str) -> NoReturn:

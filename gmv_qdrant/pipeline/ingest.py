@@ -1,16 +1,15 @@
-"""Ingest: a stream of records becomes points of the collection, rows of the feature file, rows of the ledger.
+"""Ingest: a stream of records becomes points of the collection, rows of the re-rank matrix, rows of the ledger.
 
-Order of writes, for each chunk: feature shard (synced), points (flushed), ledger (one transaction). The ledger
-comes last, so what it names is durable elsewhere. A crash in between leaves an unnamed shard, or points
-that the ledger doesn't know; the same images ingested again replace them, and `recovery.recover` removes them.
-One chunk is written while the next goes through the networks.
+Order of writes, for each chunk: matrix rows (synced), points (flushed), ledger (one transaction). The ledger comes
+last, so what it names is durable elsewhere. A crash in between leaves rows that the next images overwrite, and points
+that carry the mark of a run which didn't end; `recovery.recover` removes them. One chunk is written while the next goes
+through the networks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,162 +17,72 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.images.records import Record, Unusable
-from gmv_qdrant.ledger.database import Connection, insert
+from gmv_qdrant.ledger.database import Connection, Ledger, insert
 from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.pipeline.collection import Sample
-from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.context import insert_features as insert_features
-from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded, load, usable
-from gmv_qdrant.pipeline.streams import BackgroundWriter, chunked
+from gmv_qdrant.pipeline.embedding import Content, Embedded, KnownContents
+from gmv_qdrant.pipeline.spaces import Spaces
+from gmv_qdrant.pipeline.streams import BackgroundWriter, Progress, chunked
 from gmv_qdrant.vectors.protocol import RUN
 
-MAX_STORED_BYTES = 262_144
-"""A re-rank vector larger than this is computed on demand instead of kept (LPIPS at 224 px: 658 KB)."""
+Items = list[Record | Unusable]
+Engine = Callable[[Iterable[Items], KnownContents], Iterator[list[Content | Unusable]]]
+"""Reads and embeds chunks of records, here or elsewhere; answers in the order of the records."""
 
 
 def ingest(
-    context: Context, run: Run, records: Iterable[Record | Unusable], *, readmit: bool = False
+    records: Iterable[Record | Unusable],
+    run: Run,
+    ledger: Ledger,
+    spaces: Spaces,
+    embed: Engine,
+    progress: Progress,
+    *,
+    readmit: bool = False,
 ) -> None:
     """Take in what is new; skip what is known; add sources to contents that are known.
 
     readmit: take in images again that were withdrawn.
     """
-    intake, book = Intake(context, run, readmit=readmit), LedgerWriter(context, run)
+    known = KnownImages(ledger, readmit=readmit)
+    keeper = Keeper(run, ledger, spaces, known)
+
+    def unseen() -> Iterator[Items]:
+        for chunk in chunked(records, partial(weight, spaces)):
+            run.counts["seen"] += len(chunk)
+            rest = known.skip_files(chunk, run)
+            progress.advance(len(chunk) - len(rest))
+            if rest:
+                yield rest
+
     with BackgroundWriter() as behind:
-        for chunk in chunked(records, partial(weight, context)):
-            if work := intake.work(usable(run, chunk)):
-                behind.hand_over(partial(_finish, intake, book, work))
-            context.progress.advance(len(chunk))
-    quantize(context, run)
+        for contents in embed(unseen(), known.contents):
+            behind.hand_over(partial(keeper.keep, contents))
+            progress.advance(len(contents))
+    if run.counts["new"]:
+        with run.timed("optimize"):
+            progress.phase("quantize", None)
+            spaces.store.optimize()
+        spaces.sample(ledger).remember()
 
 
-def _finish(intake: Intake, book: LedgerWriter, work: EmbeddedChunk) -> None:
-    book.write(intake.keep(work))
-
-
-def quantize(context: Context, run: Run) -> None:
-    """What the new points need to be searched by their codes, where they are enough to warrant it.
-
-    Without new points nothing is opened, and no collection is made.
-    """
-    if not run.counts["new"]:
-        return
-    with run.timed("optimize"):
-        context.progress.phase("quantize", None)
-        context.store.optimize()
-    Sample(context.root, context.ledger, context.store).remember()
-
-
-def stores_rerank(context: Context) -> bool:
-    """Whether re-rank vectors are kept in a feature file: not when they are too large."""
-    shape = context.rerank_shape
-    return shape.dim * np.dtype(shape.storage.dtype).itemsize <= MAX_STORED_BYTES
-
-
-def weight(context: Context, record: Record | Unusable) -> int:
-    """Bytes that are held while a record's chunk is worked on: its image file, and its vectors of each view."""
+def weight(spaces: Spaces, record: Record | Unusable) -> int:
+    """Bytes that are held while a record's chunk is worked on: its image file, and its vectors."""
     if isinstance(record, Unusable):
         return 0
     file = len(record.data) if record.data is not None else record.size or 0
-    rerank = context.rerank_shape.dim if stores_rerank(context) else 0
-    return file + 4 * len(context.views) * (context.recall_shape.dim + rerank)
+    return file + spaces.weight
 
 
-@dataclass(slots=True)
-class EmbeddedChunk:
-    """A chunk that went through the networks: new images, and the content hash and record of every source."""
+class KnownImages:
+    """What the ledger has already, so that it needs no reading or no network."""
 
-    embedded: list[Embedded]
-    sources: list[tuple[str, Record]]
-
-
-@dataclass(slots=True)
-class StoredChunk:
-    """A chunk whose vectors and points are safe: the rows that the ledger is to have of it."""
-
-    images: pa.Table
-    """`IMAGES`: what may be new."""
-    sources: pa.Table
-    """`SOURCES`: of these images, and of images that the ledger has."""
-
-    @classmethod
-    def together(cls, parts: Sequence[StoredChunk]) -> StoredChunk:
-        return cls(
-            pa.concat_tables([part.images for part in parts]),
-            pa.concat_tables([part.sources for part in parts]),
-        )
-
-
-IMAGES = pa.schema(
-    [
-        ("content_hash", pa.string()),
-        ("point_id", pa.string()),
-        ("label", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("attributes", pa.string()),
-        ("shard", pa.int64()),  # of the re-rank vector; null where none is kept in a feature file
-        ("row", pa.int64()),
-    ]
-)
-SOURCES = pa.schema(
-    [
-        ("content_hash", pa.string()),
-        ("uri", pa.string()),
-        ("owner", pa.string()),
-        ("label", pa.string()),
-        ("licence", pa.string()),
-        ("attributes", pa.string()),
-        ("file_size", pa.int64()),
-        ("file_time", pa.int64()),
-    ]
-)
-
-
-class Intake:
-    """From records to safe vectors and points. It only reads the ledger, and doing a chunk twice does no harm."""
-
-    def __init__(self, context: Context, run: Run, *, readmit: bool) -> None:
-        self.context = context
-        self.run = run
+    def __init__(self, ledger: Ledger, *, readmit: bool) -> None:
+        self._ledger = ledger
         self.readmit = readmit
-        self.in_flight: set[str] = set()
-        """Content hashes of the chunk before, which the ledger may not have yet."""
-        self.embedder = Embedder(context, rerank=stores_rerank(context))
 
-    def work(self, records: Sequence[Record]) -> EmbeddedChunk | None:
-        """Read, hash and embed what isn't known yet; None when nothing is left to keep."""
-        unread = self._unseen_files(records)
-        loaded = list(load(self.context, self.run, unread))
-        known = self._known({item.hash for item in loaded})
-        new: dict[str, Loaded] = {}
-        sources: list[tuple[str, Record]] = []
-        for item in loaded:
-            withdrawn = known.get(item.hash)
-            if withdrawn is not None and not self.readmit:
-                self.run.quarantine(
-                    item.record.uri,
-                    f"this image was withdrawn on {withdrawn}; 'ingest --readmit' takes it in again",
-                )
-                continue
-            if item.hash not in known or withdrawn is not None:
-                new.setdefault(item.hash, item)
-            sources.append((item.hash, item.record))
-        embedded = list(self.embedder.embed(self.run, list(new.values())))
-        failed = set(new) - {item.loaded.hash for item in embedded}
-        for hash_, record in sources:
-            if hash_ in failed and record is not new[hash_].record:
-                self.run.quarantine(
-                    record.uri, f"the same bytes as {new[hash_].record.uri}, which could not be used"
-                )
-        sources = [(hash_, record) for hash_, record in sources if hash_ not in failed]
-        if not embedded and not sources:
-            return None
-        self.in_flight = {image.loaded.hash for image in embedded}
-        return EmbeddedChunk(embedded, sources)
-
-    def _unseen_files(self, records: Sequence[Record]) -> list[Record]:
+    def skip_files(self, chunk: Items, run: Run) -> Items:
         """All but the files whose path, size, time and metadata the ledger has already."""
+        records = [item for item in chunk if isinstance(item, Record)]
         rows = pa.table(
             {
                 "row": pa.array(range(len(records)), pa.int32()),
@@ -183,7 +92,7 @@ class Intake:
                 "facts": pa.array([_facts(record) for record in records], pa.string()),
             }
         )
-        seen = self.context.ledger.query(
+        seen = self._ledger.query(
             """
             SELECT r.row, r.uri IN (SELECT uri FROM quarantine) AS resolved FROM records r
             JOIN sources s ON s.uri = r.uri AND s.file_size = r.size AND s.file_time = r.time
@@ -196,165 +105,172 @@ class Intake:
             """,
             records=rows,
         )
-        skip = set(seen["row"].to_pylist())
-        self.run.resolve([records[row["row"]].uri for row in seen.to_pylist() if row["resolved"]])
-        self.run.counts["unchanged"] += len(skip)
-        return [record for row, record in enumerate(records) if row not in skip]
+        skip = {id(records[row]) for row in seen["row"].to_pylist()}
+        run.resolve([records[row["row"]].uri for row in seen.to_pylist() if row["resolved"]])
+        run.counts["known"] += len(skip)
+        return [item for item in chunk if id(item) not in skip]
 
-    def _known(self, hashes: set[str]) -> dict[str, str | None]:
-        """Content hashes of training images -> the date it was withdrawn if it was."""
-        rows = self.context.ledger.query(
-            """
-            SELECT content_hash, strftime(withdrawn_at, '%Y-%m-%d') AS withdrawn
-            FROM training JOIN hashes USING (content_hash)
-            """,
+    def contents(self, hashes: set[str]) -> set[str]:
+        """Content hashes of training images; those that were withdrawn only when they aren't taken in again."""
+        withdrawn = self.withdrawn(hashes)
+        return {hash_ for hash_, when in withdrawn.items() if when is None or not self.readmit}
+
+    def withdrawn(self, hashes: set[str]) -> dict[str, str | None]:
+        """Content hashes that the ledger knows -> the day the image was withdrawn, or None."""
+        rows = self._ledger.query(
+            """SELECT content_hash, strftime(withdrawn_at, '%Y-%m-%d') AS withdrawn
+            FROM training JOIN hashes USING (content_hash)""",
             hashes=pa.table({"content_hash": pa.array(sorted(hashes), pa.string())}),
         )
-        known = {row["content_hash"]: row["withdrawn"] for row in rows.to_pylist()}
-        return known | dict.fromkeys(self.in_flight & hashes)
-
-    def keep(self, work: EmbeddedChunk) -> StoredChunk:
-        """Feature shard first, then points: safe when this returns."""
-        context, embedded = self.context, work.embedded
-        locations: list[list[int | None]] = [[None, None]] * len(embedded)
-        points = [item.loaded.point_id for item in embedded]
-        with self.run.timed("write"):
-            rerank = [item.rerank for item in embedded if item.rerank is not None]
-            if rerank:
-                locations = context.space("training/rerank").append(np.concatenate(rerank)).tolist()
-            if embedded:
-                context.store.upsert(
-                    points,
-                    np.concatenate([item.recall for item in embedded]),
-                    [
-                        {"uri": item.loaded.record.uri, "sha256": item.loaded.hash, RUN: self.run.run_id}
-                        for item in embedded
-                    ],
-                )
-                context.store.flush()
-        images = [
-            {
-                "content_hash": item.loaded.hash,
-                "point_id": str(item.loaded.point_id),
-                "label": item.loaded.record.label,
-                "width": item.width,
-                "height": item.height,
-                "attributes": json.dumps(item.loaded.record.attributes),
-                "shard": shard,
-                "row": row,
-            }
-            for item, (shard, row) in zip(embedded, locations, strict=True)
-        ]
-        sources = [
-            {
-                "content_hash": hash_,
-                "uri": record.uri,
-                "owner": owner,
-                "label": record.label,
-                "licence": record.licence,
-                "attributes": json.dumps(record.attributes),
-                "file_size": record.size,
-                "file_time": record.mtime_ns,
-            }
-            for hash_, record in work.sources
-            for owner in record.owners or (None,)
-        ]
-        return StoredChunk(pa.Table.from_pylist(images, IMAGES), pa.Table.from_pylist(sources, SOURCES))
+        return dict(zip(rows["content_hash"].to_pylist(), rows["withdrawn"].to_pylist(), strict=True))
 
 
-class LedgerWriter:
-    """Writes what was taken in to the ledger: one transaction for a chunk, and keys for new images."""
+class Keeper:
+    """Keeps chunks that went through the networks: what is new gets a key, and stays when `keep` returns."""
 
-    def __init__(self, context: Context, run: Run) -> None:
-        self.context = context
-        self.run = run
-        with context.ledger.read() as con:
-            self.next_key: int = con.execute(
-                "SELECT coalesce(max(training_key), 0) + 1 FROM training"
-            ).fetchall()[0][0]
+    def __init__(self, run: Run, ledger: Ledger, spaces: Spaces, known: KnownImages) -> None:
+        self._run = run
+        self._ledger = ledger
+        self._spaces = spaces
+        self._known = known
+        last = ledger.query("SELECT coalesce(max(training_key), 0) AS last FROM training")["last"]
+        self._next_key = int(last[0].as_py()) + 1
 
-    def write(self, taken: StoredChunk) -> None:
-        """An image that has come in meanwhile, from another chunk, only gets its sources."""
-        known = self.context.ledger.query(
-            """SELECT content_hash, training_key, version_withdrawn IS NULL AS there
-            FROM training JOIN (SELECT DISTINCT content_hash FROM sources) USING (content_hash)""",
-            sources=taken.sources.select(["content_hash"]),
-        ).to_pylist()
-        keys = {row["content_hash"]: row["training_key"] for row in known}
-        there = {row["content_hash"] for row in known if row["there"]}
-        first: dict[str, dict[str, Any]] = {}
-        for image in taken.images.to_pylist():
-            first.setdefault(image["content_hash"], image)
-        images = [image for hash_, image in first.items() if hash_ not in there]
-        for image in images:
-            if image["content_hash"] not in keys:
-                keys[image["content_hash"]] = self.next_key
-                self.next_key += 1
-        sources = taken.sources.to_pylist()
-        with self.run.timed("write"), self.context.ledger.write() as con:
+    def keep(self, contents: Sequence[Content | Unusable]) -> None:
+        """Quarantine what can't be used, write vectors and points of what is new, then all of it to the ledger."""
+        admitted = list(self._admitted(contents))
+        keys = self._keys(admitted)
+        fresh: dict[str, Embedded] = {}
+        for item in admitted:
+            if item.image and item.hash not in keys.there:
+                fresh.setdefault(item.hash, item.image)
+        images = list(fresh.values())
+        of_image = [keys.of[image.hash] for image in images]
+        with self._run.timed("write"):
             if images:
-                self._write_training(con, images, [keys[image["content_hash"]] for image in images])
-            added = _write_sources(con, sources, keys)
-            self.run.write_quarantine(con, resolved=[source["uri"] for source in sources])
-        self.run.counts["new"] += len(images)
-        self.run.counts["sources"] += added
+                self._write_vectors(of_image, images)
+            with self._ledger.write() as con:
+                if images:
+                    self._write_training(con, of_image, images)
+                added = _write_sources(con, admitted, keys.of)
+                self._run.write_quarantine(con, resolved=[item.record.uri for item in admitted])
+        self._run.counts["new"] += len(images)
+        self._run.counts["known"] += len(admitted) - len(images)
+        self._run.counts["sources"] += added
 
-    def _write_training(self, con: Connection, images: list[dict[str, Any]], keys: list[int]) -> None:
-        if self.run.counts["new"] == 0:  # the first new image of a run begins an training_version
-            self.run.training_version += 1
-            self.context.ledger.set_meta(con, training_version=self.run.training_version)
-        for table in ("training", "features"):
-            where = "training_key IN" if table == "training" else "space = 'training/rerank' AND key IN"
-            con.execute(f"DELETE FROM {table} WHERE {where} (SELECT unnest(?::INTEGER[]))", [keys])
-        rows = pa.Table.from_pylist(images, IMAGES)
+    def _admitted(self, contents: Sequence[Content | Unusable]) -> Iterator[Content]:
+        withdrawn = self._known.withdrawn({item.hash for item in contents if isinstance(item, Content)})
+        for item in contents:
+            if isinstance(item, Unusable):
+                self._run.quarantine(item.uri, item.reason, item.kind)
+            elif (when := withdrawn.get(item.hash)) is not None and not self._known.readmit:
+                reason = f"this image was withdrawn on {when}; 'ingest --readmit' takes it in again"
+                self._run.quarantine(item.record.uri, reason, "withdrawn")
+            else:
+                yield item
+
+    def _keys(self, admitted: Sequence[Content]) -> _Keys:
+        rows = self._ledger.query(
+            """SELECT content_hash, training_key, version_withdrawn IS NULL AS there
+            FROM training JOIN hashes USING (content_hash)""",
+            hashes=pa.table(
+                {"content_hash": pa.array(sorted({item.hash for item in admitted}), pa.string())}
+            ),
+        ).to_pylist()
+        of = {row["content_hash"]: row["training_key"] for row in rows}
+        for item in admitted:
+            if item.hash not in of:
+                of[item.hash] = self._next_key
+                self._next_key += 1
+        return _Keys(of, {row["content_hash"] for row in rows if row["there"]})
+
+    def _write_vectors(self, keys: list[int], images: Sequence[Embedded]) -> None:
+        rerank = [image.rerank for image in images if image.rerank is not None]
+        if self._spaces.training is not None:
+            self._spaces.training.write(keys, np.concatenate(rerank))
+        self._spaces.store.upsert(
+            [image.point_id for image in images],
+            np.concatenate([image.recall for image in images]),
+            [{"uri": image.record.uri, "sha256": image.hash, RUN: self._run.run_id} for image in images],
+        )
+        self._spaces.store.flush()
+
+    def _write_training(self, con: Connection, keys: list[int], images: Sequence[Embedded]) -> None:
+        if self._run.counts["new"] == 0:  # the first new image of a run begins a version of the training set
+            self._run.training_version += 1
+            self._ledger.set_meta(con, training_version=self._run.training_version)
+        con.execute("DELETE FROM training WHERE training_key IN (SELECT unnest(?::INTEGER[]))", [keys])
         insert(
             con,
             "training",
             {
-                "training_key": keys,
-                **{name: rows[name] for name in IMAGES.names if name not in ("shard", "row")},
-                "version_added": [self.run.training_version] * len(keys),
+                "training_key": pa.array(keys, pa.int32()),
+                "content_hash": [image.hash for image in images],
+                "point_id": [str(image.point_id) for image in images],
+                "label": pa.array([image.record.label for image in images], pa.string()),
+                "width": [image.width for image in images],
+                "height": [image.height for image in images],
+                "attributes": [json.dumps(image.record.attributes) for image in images],
+                "version_added": [self._run.training_version] * len(keys),
             },
         )
-        located = [
-            (key, image) for key, image in zip(keys, images, strict=True) if image["shard"] is not None
-        ]
-        if located:
-            locations = np.array([(image["shard"], image["row"]) for _, image in located], dtype=np.int64)
-            insert_features(con, "training/rerank", [key for key, _ in located], locations)
 
 
-def _write_sources(con: Connection, sources: list[dict[str, Any]], keys: dict[str, int]) -> int:
+class _Keys:
+    def __init__(self, of: dict[str, int], there: set[str]) -> None:
+        self.of = of
+        """Training key of each content hash."""
+        self.there = there
+        """Content hashes of images that are in the training set already."""
+
+
+SOURCES = pa.schema(
+    [
+        ("training_key", pa.int32()),
+        ("uri", pa.string()),
+        ("owner", pa.string()),
+        ("label", pa.string()),
+        ("licence", pa.string()),
+        ("attributes", pa.string()),
+        ("file_size", pa.int64()),
+        ("file_time", pa.int64()),
+    ]
+)
+
+
+def _write_sources(con: Connection, contents: Sequence[Content], keys: dict[str, int]) -> int:
     """Add or refresh sources; returns how many are new."""
-    if not sources:
+    if not contents:
         return 0
-    unique = {(keys[source["content_hash"]], source["uri"], source["owner"]): source for source in sources}
-    rows = pa.Table.from_pylist(list(unique.values()), SOURCES).drop_columns(["content_hash"])
-    columns = {
-        "training_key": pa.array([key for key, _, _ in unique], pa.int32()),
-        **{name: rows[name] for name in rows.column_names},
+    rows = {
+        (keys[item.hash], item.record.uri, owner): {
+            "training_key": keys[item.hash],
+            "uri": item.record.uri,
+            "owner": owner,
+            "label": item.record.label,
+            "licence": item.record.licence,
+            "attributes": json.dumps(item.record.attributes),
+            "file_size": item.record.size,
+            "file_time": item.record.mtime_ns,
+        }
+        for item in contents
+        for owner in item.record.owners or (None,)
     }
-    con.register("incoming", pa.table(columns))
+    table = pa.Table.from_pylist(list(rows.values()), SOURCES)
+    con.register("incoming", table)
     known = con.execute(
         "DELETE FROM sources USING incoming i WHERE sources.training_key = i.training_key AND sources.uri = i.uri"
     ).fetchall()[0][0]
     con.unregister("incoming")
-    insert(con, "sources", columns)
-    return len(unique) - int(known)
+    insert(con, "sources", {name: table[name] for name in SOURCES.names})
+    return len(rows) - int(known)
 
 
 def _facts(record: Record) -> str:
     """A record's metadata in one comparable line."""
-    attributes = json.dumps(record.attributes)
-    return json.dumps(
-        [
-            json.dumps(sorted(record.owners), separators=(",", ":"), ensure_ascii=False)
-            if record.owners
-            else None,
-            record.label,
-            record.licence,
-            attributes,
-        ],
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
+
+    def line(values: list[Any]) -> str:
+        return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+
+    owners = line(sorted(record.owners)) if record.owners else None
+    return line([owners, record.label, record.licence, json.dumps(record.attributes)])

@@ -1,6 +1,6 @@
-"""Repair: repairs what `checking` finds, from what is still whole: the source images first of all.
+"""Repair: mends what `check` finds, from what is still whole: the source images first of all.
 
-Each mender leaves the workspace no worse when it is killed, and the whole is checked again at the end.
+Each step leaves the workspace no worse when it is killed, and the whole is checked again at the end.
 """
 
 from __future__ import annotations
@@ -11,36 +11,34 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gmv_qdrant.errors import ImageError
-from gmv_qdrant.images.records import Record, content_hash
-from gmv_qdrant.images.sources import read_uri
+from gmv_qdrant.images.records import Unusable
 from gmv_qdrant.ledger.candidates import forget
-from gmv_qdrant.ledger.runs import Run, recorded
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.check import Finding, check
-from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.ingest import insert_features
-from gmv_qdrant.pipeline.loading import Embedded, Embedder, Loaded
-from gmv_qdrant.pipeline.recovery import compact, recover, tidy_points
-from gmv_qdrant.pipeline.reranking import RerankVectors
+from gmv_qdrant.pipeline.embedding import Embedded, Embedder, Loaded
+from gmv_qdrant.pipeline.recovery import recover, remove_left_over, remove_withdrawn, rename_points
+from gmv_qdrant.pipeline.searching import differing
+from gmv_qdrant.pipeline.streams import batched, mapped
+from gmv_qdrant.pipeline.training_vectors import still_the_same
 from gmv_qdrant.pipeline.update import update
 from gmv_qdrant.vectors.protocol import RUN
 
 BATCH = 256
 
 
-def repair_all(context: Context, findings: list[Finding]) -> list[Finding]:
+def repair(parts: Assembly, findings: list[Finding], *, read_images: bool = False) -> list[Finding]:
     """Mend, bring the credits up to date, and check again: what is still wrong then is not marked as repaired."""
     if any(finding.kind == "fingerprint" for finding in findings):
         return findings  # by another model's vectors nothing can be repaired
-    with recorded(context.ledger, "check", context.settings.evidence(), {"repair": True}) as run:
-        said = {}
-        for finding in sorted(findings, key=lambda one: _ORDER.index(one.kind) if one.kind in _ORDER else -1):
-            if finding.kind in _MENDERS:
-                said[id(finding)] = _MENDERS[finding.kind](context, run, finding)
-        compact(context, run)
-        update(context, run)
-        left = check(context)
-        run.counts["repaired"] = len(said)
+    said = {}
+    for finding in sorted(findings, key=lambda one: _ORDER.index(one.kind) if one.kind in _ORDER else -1):
+        if finding.kind in _REPAIRS:
+            said[id(finding)] = _REPAIRS[finding.kind](parts, finding)
+    if not parts.spaces.owned or not differing(parts.ledger, parts.spaces.store)[0]:
+        update(parts.run, parts.ledger, parts.spaces, parts.matcher(), parts.progress)
+    left = check(parts, read_images=read_images)
+    parts.run.counts["repaired"] = len(said)
     still = {(finding.kind, finding.sentence) for finding in left}
     for finding in findings:
         if id(finding) in said and (finding.kind, finding.sentence) not in still:
@@ -51,9 +49,12 @@ def repair_all(context: Context, findings: list[Finding]) -> list[Finding]:
     ]
 
 
-def _value_again(context: Context, keys: Sequence[int]) -> None:
+# -- the ledger ------------------------------------------------------------------------------------------------------
+
+
+def _value_again(ledger: Ledger, keys: Sequence[int]) -> None:
     """Forget the evidence of these generated images; `update` finds it anew."""
-    with context.ledger.write() as con:
+    with ledger.write() as con:
         forget(con, keys)
         con.execute(
             "UPDATE generated SET version_valued = 0 WHERE generated_key IN (SELECT unnest(?::INTEGER[]))",
@@ -61,173 +62,175 @@ def _value_again(context: Context, keys: Sequence[int]) -> None:
         )
 
 
-def _evidence(context: Context, run: Run, finding: Finding) -> str:
-    _value_again(context, finding.keys)
+def _evidence(parts: Assembly, finding: Finding) -> str:
+    _value_again(parts.ledger, finding.keys)
     return "they were valued again"
 
 
-def _stray_matches(context: Context, run: Run, finding: Finding) -> str:
-    with context.ledger.write() as con:
+def _stray_matches(parts: Assembly, finding: Finding) -> str:
+    with parts.ledger.write() as con:
         forget(con, finding.keys)
     return "those matches were deleted"
 
 
-def _stray_sources(context: Context, run: Run, finding: Finding) -> str:
-    with context.ledger.write() as con:
+def _stray_sources(parts: Assembly, finding: Finding) -> str:
+    with parts.ledger.write() as con:
         con.execute("DELETE FROM sources WHERE training_key IN (SELECT unnest(?::INTEGER[]))", [finding.keys])
     return "those sources were deleted"
 
 
-def _doubled(table: str, columns: str) -> Callable[[Context, Run, Finding], str]:
-    def repair(context: Context, run: Run, finding: Finding) -> str:
-        with context.ledger.write() as con:
+def _doubled(table: str, columns: str) -> Callable[[Assembly, Finding], str]:
+    def repair_doubled(parts: Assembly, finding: Finding) -> str:
+        with parts.ledger.write() as con:
             con.execute(
-                f"""DELETE FROM {table} WHERE rowid NOT IN (SELECT max(rowid) FROM {table} GROUP BY {columns})"""
+                f"DELETE FROM {table} WHERE rowid NOT IN (SELECT max(rowid) FROM {table} GROUP BY {columns})"
             )
         return "the later row of each was kept"
 
-    return repair
+    return repair_doubled
 
 
-def _doubled_generated(context: Context, run: Run, finding: Finding) -> str:
-    said = _doubled("generated", "uri, batch")(context, run, finding)
-    with context.ledger.write() as con:
-        con.execute("DELETE FROM matches WHERE generated_key NOT IN (SELECT generated_key FROM generated)")
-        con.execute(
-            """DELETE FROM features WHERE starts_with(space, 'generated/')
-            AND key NOT IN (SELECT generated_key FROM generated)"""
-        )
+def _doubled_generated(parts: Assembly, finding: Finding) -> str:
+    said = _doubled("generated", "uri, batch")(parts, finding)
+    with parts.ledger.write() as con:
+        for table in ("matches", "spare_candidates"):
+            con.execute(
+                f"DELETE FROM {table} WHERE generated_key NOT IN (SELECT generated_key FROM generated)"
+            )
     return said
 
 
-def _unfinished(context: Context, run: Run, finding: Finding) -> str:
-    run.unsettled = True
-    recover(context, run)
+def _unfinished(parts: Assembly, finding: Finding) -> str:
+    parts.run.unsettled = True
+    recover(parts.run, parts.ledger, parts.spaces, parts.root)
     return "what they left between their writes was tidied up"
 
 
-def _points(context: Context, run: Run, finding: Finding) -> str:
-    tidy_points(context, run)
-    return "they were deleted" if finding.kind == "left over" else "they name one of theirs now"
+# -- the store -------------------------------------------------------------------------------------------------------
 
 
-def _orphans(context: Context, run: Run, finding: Finding) -> str:
-    return "they were deleted"  # by `compact`, at the end
+def _left_over(parts: Assembly, finding: Finding) -> str:
+    remove_left_over(parts.ledger, parts.spaces.store)
+    return "they were deleted"
 
 
-def _vectors(context: Context, run: Run, finding: Finding) -> str | None:
-    """Recall vectors, computed again from the sources; whoever could be matched with them is valued again."""
-    if not context.owns_collection:
+def _withdrawn(parts: Assembly, finding: Finding) -> str:
+    remove_withdrawn(parts.ledger, parts.spaces, parts.root)
+    return "they were deleted"
+
+
+def _payloads(parts: Assembly, finding: Finding) -> str:
+    rename_points(parts.ledger, parts.spaces, finding.keys)
+    return "they name one of theirs now"
+
+
+def _points(parts: Assembly, finding: Finding) -> str | None:
+    """Recall vectors that the store lacks; no search was made without them."""
+    return _embed_points(parts, finding.keys)
+
+
+def _point_vectors(parts: Assembly, finding: Finding) -> str | None:
+    """Recall vectors that were wrong; whoever was matched with them is valued again."""
+    said = _embed_points(parts, finding.keys)
+    if said is None:
         return None
-    rows = context.ledger.query(
-        """SELECT point_id, content_hash, list(uri ORDER BY uri) AS uris
+    everybody = parts.ledger.query("SELECT generated_key FROM generated")["generated_key"].to_pylist()
+    _value_again(parts.ledger, everybody)
+    return f"{said}; all generated images were valued again"
+
+
+def _embed_points(parts: Assembly, points: Sequence[str]) -> str | None:
+    if not parts.spaces.owned:
+        return None
+    store, done = parts.spaces.store, 0
+    rows = parts.ledger.query(
+        """SELECT point_id, content_hash AS hash, list(uri ORDER BY uri) AS uris
         FROM training JOIN sources USING (training_key) JOIN wanted USING (point_id)
         WHERE version_withdrawn IS NULL GROUP BY ALL""",
-        wanted=pa.table({"point_id": pa.array(finding.keys, pa.string())}),
+        wanted=pa.table({"point_id": pa.array(points, pa.string())}),
     ).to_pylist()
-    embedder = Embedder(context, rerank=False)
-    done = 0
-    for start in range(0, len(rows), BATCH):
-        images = list(_whole(rows[start : start + BATCH], context.allowed))
-        found: list[Embedded] = list(embedder.embed(run, images))
-        if found:
-            context.store.upsert(
-                [item.loaded.point_id for item in found],
-                np.concatenate([item.recall for item in found]),
-                [
-                    {"uri": item.loaded.record.uri, "sha256": item.loaded.hash, RUN: run.run_id}
-                    for item in found
-                ],
-            )
-            done += len(found)
-    context.store.flush()
-    lost = len(finding.keys) - done
-    everybody = context.ledger.query("SELECT generated_key FROM generated")["generated_key"].to_pylist()
-    _value_again(context, everybody)
-    said = f"{done} were computed again from their sources, and all generated images were valued again"
+    for images in _embedded(parts, rows, parts.training_embedder()):
+        store.upsert(
+            [image.point_id for image in images],
+            np.concatenate([image.recall for image in images]),
+            [{"uri": image.record.uri, "sha256": image.hash, RUN: parts.run.run_id} for image in images],
+        )
+        done += len(images)
+    store.flush()
+    lost = len(points) - done
+    said = f"{done} were computed again from their sources"
     return said if not lost else f"{said}, but the sources of {lost} are gone: withdraw those"
 
 
-def _features(context: Context, run: Run, finding: Finding) -> str:
-    """Feature rows, computed again from the images."""
-    by_space: dict[str, list[int]] = {}
-    for space, key in finding.keys:
-        by_space.setdefault(space, []).append(key)
-    for space, keys in by_space.items():
-        with context.ledger.write() as con:
-            con.execute(
-                "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))", [space, keys]
-            )
-        (_training_features if space == "training/rerank" else _generated_features)(context, run, keys)
-    return "they were computed again from the images that can still be read"
+# -- the matrices ----------------------------------------------------------------------------------------------------
 
 
-def _training_features(context: Context, run: Run, keys: list[int]) -> None:
-    points = context.ledger.query(
-        "SELECT point_id FROM training JOIN wanted USING (training_key) WHERE version_withdrawn IS NULL",
-        wanted=pa.table({"training_key": pa.array(keys, pa.int32())}),
-    )["point_id"].to_pylist()
-    vectors = RerankVectors(context, run)
-    for start in range(0, len(points), BATCH):
-        vectors.require(vectors.know(points[start : start + BATCH]))
+def _training_vectors(parts: Assembly, finding: Finding) -> str:
+    """Computed again from the images."""
+    assert parts.spaces.training is not None
+    parts.spaces.training.zero(finding.keys)
+    made = 0
+    for keys in batched(finding.keys, BATCH):
+        vectors = list(parts.maker()(keys))
+        if vectors:
+            parts.spaces.training.write([key for key, _ in vectors], np.stack([row for _, row in vectors]))
+        made += len(vectors)
+    lost = len(finding.keys) - made
+    said = f"{made} were computed again from their sources"
+    return said if not lost else f"{said}, but the sources of {lost} are gone: withdraw those"
 
 
-def _generated_features(context: Context, run: Run, keys: list[int]) -> None:
-    """All vectors of these generated images, whichever was lost."""
-    rows = context.ledger.query(
-        """SELECT generated_key AS key, content_hash, [uri] AS uris FROM generated
-        JOIN wanted USING (generated_key)""",
-        wanted=pa.table({"generated_key": pa.array(keys, pa.int32())}),
+def _generated_vectors(parts: Assembly, finding: Finding) -> str:
+    """Both vectors of these generated images, whichever was lost."""
+    rows = parts.ledger.query(
+        """SELECT list(generated_key) AS keys, content_hash AS hash, list(uri) AS uris FROM generated
+        JOIN wanted USING (generated_key) GROUP BY content_hash""",
+        wanted=pa.table({"generated_key": pa.array(finding.keys, pa.int32())}),
     ).to_pylist()
-    embedder = Embedder(context, views=context.views)
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        images = {image.hash: image for image in _whole(batch, context.allowed)}
-        found = list(embedder.embed(run, list(images.values())))
-        if not found:
-            continue
-        place = {item.loaded.hash: index for index, item in enumerate(found)}
-        mine = [row for row in batch if row["content_hash"] in place]
-        for index, view in enumerate(context.views):
-            for kind in ("recall", "rerank"):
-                space = f"generated/{kind}{view}"
-                located = context.space(space).append(
-                    np.stack([np.asarray(getattr(item, kind))[index] for item in found])
-                )
-                with context.ledger.write() as con:
-                    owners = [row["key"] for row in mine]
-                    con.execute(
-                        "DELETE FROM features WHERE space = ? AND key IN (SELECT unnest(?::INTEGER[]))",
-                        [space, owners],
-                    )
-                    insert_features(con, space, owners, located[[place[row["content_hash"]] for row in mine]])
+    parts.spaces.zero_generated(finding.keys)
+    keys_of = {row["hash"]: row["keys"] for row in rows}
+    made = 0
+    for images in _embedded(parts, rows, parts.generated_embedder()):
+        for image in images:
+            assert image.rerank is not None
+            keys = keys_of[image.hash]
+            parts.spaces.write_generated(
+                keys, np.stack([image.recall] * len(keys)), np.stack([image.rerank] * len(keys))
+            )
+            made += len(keys)
+    lost = len(finding.keys) - made
+    said = f"{made} were computed again from their images"
+    return said if not lost else f"{said}, but the files of {lost} are gone: put those back"
 
 
-def _whole(rows: Sequence[dict[str, Any]], allowed: Sequence[str]) -> Iterator[Loaded]:
-    """Each image, from the first of its ``uris`` that still has the bytes of ``content_hash``."""
-    for row in rows:
-        for uri in row["uris"]:
-            try:
-                data = read_uri(uri, allowed)
-            except ImageError:
-                continue
-            if content_hash(data) == row["content_hash"]:
-                yield Loaded(Record(uri), data, row["content_hash"])
-                break
+def _embedded(
+    parts: Assembly, rows: Sequence[dict[str, Any]], embedder: Embedder
+) -> Iterator[list[Embedded]]:
+    """Images from the first of their ``uris`` that still has the bytes of ``hash``, through the networks."""
+
+    def load(row: dict[str, Any]) -> Loaded | Unusable:
+        return still_the_same(row, parts.allowed)
+
+    for some in batched(rows, BATCH):
+        loaded = [one for one in mapped(load, some) if isinstance(one, Loaded)]
+        found = [image for image in embedder(loaded) if isinstance(image, Embedded)]
+        if found:
+            yield found
 
 
-_MENDERS: dict[str, Callable[[Context, Run, Finding], str | None]] = {
-    "source twice": _doubled("sources", "training_key, uri"),
-    "feature twice": _doubled("features", "space, key"),
+_REPAIRS: dict[str, Callable[[Assembly, Finding], str | None]] = {
+    "source twice": _doubled("sources", "training_key, uri, owner"),
     "generated twice": _doubled_generated,
     "source of nothing": _stray_sources,
     "match of nothing": _stray_matches,
-    "vectors": _vectors,
-    "left over": _points,
-    "payloads": _points,
-    "features": _features,
-    "orphan shards": _orphans,
     "unfinished": _unfinished,
+    "left over": _left_over,
+    "withdrawn points": _withdrawn,
+    "points": _points,
+    "point vectors": _point_vectors,
+    "payloads": _payloads,
+    "training vectors": _training_vectors,
+    "generated vectors": _generated_vectors,
     "evidence": _evidence,
 }
-_ORDER = list(_MENDERS)
+_ORDER = list(_REPAIRS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -45,22 +46,30 @@ class NullProgress:
         pass
 
 
-def mapped(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``work`` of each item, in order, with at most ``ahead`` results waiting."""
+def default_threads() -> int:
+    """Decoding threads: Pillow lets go of the interpreter lock while it decodes and resizes."""
+    return min(8, os.cpu_count() or 1)
+
+
+def mapped(
+    work: Callable[[T], R], items: Iterable[T], *, threads: int | None = None, ahead: int = 64
+) -> Iterator[R]:
+    """``work`` of each item, in order, in as many threads, with at most ``ahead`` results waiting."""
     source = iter(items)
-    waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in itertools.islice(source, ahead))
-    try:
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(work, item) for item in itertools.islice(source, 1))
-            yield result
-    finally:
-        for future in waiting:
-            future.cancel()
+    with ThreadPoolExecutor(threads or default_threads()) as pool:
+        waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in itertools.islice(source, ahead))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(work, item) for item in itertools.islice(source, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class BackgroundWriter:
-    """EmbeddedChunk done in one other thread while this one goes on: piece by piece, in the order it was handed over.
+    """Does pieces of work in one other thread while this one goes on, in the order they were handed over.
 
     At most one piece is under way. Its error comes out where the next is handed over, or at the end of the block.
     """

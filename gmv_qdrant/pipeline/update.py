@@ -1,7 +1,7 @@
 """What new and withdrawn training images change: exactly the generated images that they can affect.
 
 A new training image can only enter the candidates of a generated image if it is nearer, in the recall space, than
-the last that is kept of them. Where the list is whole, it is put in its place; elsewhere the image is searched again.
+the last that is kept of them. Where the list is complete, it is put in its place; elsewhere the image is searched.
 A withdrawn one left the lists when it was withdrawn; `update` has to search where too few were in spare. All other
 evidence is what a valuation from scratch would find, and stays.
 """
@@ -14,134 +14,147 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from gmv_qdrant.errors import LedgerError, StoreError
+from gmv_qdrant.errors import StoreError
+from gmv_qdrant.ledger import candidates
 from gmv_qdrant.ledger.candidates import ENTERING, rearrange
-from gmv_qdrant.ledger.database import Connection
+from gmv_qdrant.ledger.database import Connection, Ledger
 from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.matching import Known, spare_count
-from gmv_qdrant.pipeline.streams import batched
-from gmv_qdrant.pipeline.value import Valuation, check_conservation, replace_matches
-from gmv_qdrant.vectors.protocol import VectorDistance, parse_point_id
+from gmv_qdrant.pipeline.matching import Matcher
+from gmv_qdrant.pipeline.nearness import Block, Near, blocks_of, nearer
+from gmv_qdrant.pipeline.spaces import Spaces
+from gmv_qdrant.pipeline.streams import Progress, batched
+from gmv_qdrant.pipeline.value import check_conservation
 
-SLACK = 1e-5
-"""Of the size of the vectors, added to every radius: distances by the engine and by us differ by float32 rounding;
-too many affected images are still exact."""
-_BLOCK = 2048
-_CHUNK = 512
+CHUNK = 512
 """Generated images that are searched, or whose distances are computed, together."""
-_MERGED = 8192
+MERGED = 8192
 """Generated images whose lists are rearranged in one transaction."""
 NEVER = np.iinfo(np.int32).max
 
 
-@dataclass(slots=True)
-class Block:
-    """Training images with their recall vectors, float32 ``(n, dim)``, and the versions that they were added in."""
-
-    points: list[str]
-    training_versions: np.ndarray
-    vectors: np.ndarray
-
-
-@dataclass(slots=True)
-class Near:
-    """Training images that come as close to generated images as their candidates: one row for each pair.
-
-    generated: int32 ``(p,)``, places in the arrays that were asked for, ascending. training: int32 ``(p,)``, places in
-    ``points``. distances: float32 ``(p,)``, in the recall space. slack: float32 ``(p,)``, what rounding may
-    have changed.
-    """
-
-    points: list[str]
-    generated: np.ndarray
-    training: np.ndarray
-    distances: np.ndarray
-    slack: np.ndarray
-
-    def __getitem__(self, which: np.ndarray) -> Near:
-        rows = (self.generated, self.training, self.distances, self.slack)
-        return Near(self.points, *(column[which] for column in rows))
-
-
-def update(context: Context, run: Run) -> None:
+def update(run: Run, ledger: Ledger, spaces: Spaces, matcher: Matcher, progress: Progress) -> None:
     """Make the evidence what a valuation from scratch would give, touching only what can have changed."""
-    keys, training_versions, reach, whole = _stale(context, run.training_version)
-    run.counts["stale"] = len(keys)
-    if len(keys) == 0:
+    stale = Stale.of(ledger, run.training_version, matcher)
+    run.counts["stale"] = len(stale.keys)
+    if len(stale.keys) == 0:
         return
+    progress.phase("update", len(stale.keys))
+    most = matcher.candidates // 2
     with run.timed("find affected"):
-        newer = _newer(context, int(training_versions[training_versions > 0].min(initial=NEVER)))
-        most = context.settings.candidates // 2
+        newer = _newer(ledger, spaces, int(stale.versions[stale.versions > 0].min(initial=NEVER)))
+        valued = np.where(stale.versions > 0, stale.versions, NEVER)
         coming, near = nearer(
-            context, keys, np.where(training_versions > 0, training_versions, NEVER), reach, newer, most
+            spaces.read_recall, spaces.store.spec.distance, stale.keys, valued, stale.reach, newer, most
         )
-    affected = (training_versions == 0) | (coming > 0)
-    merged = whole & (coming > 0) & (coming <= most)
+    affected = (stale.versions == 0) | (coming > 0)
+    merged = stale.complete & (coming > 0) & (coming <= most)
     run.counts["affected"] = int(affected.sum())
-    context.progress.phase("update", len(keys))
     if not affected.all():
-        with context.ledger.write() as con:
-            _set_epoch(con, keys[~affected], run.training_version)
-    context.progress.advance(int((~affected).sum()))
-    valuation = Valuation(context, run)
-    doubtful: list[int] = []
+        with ledger.write() as con:
+            _set_version(con, stale.keys[~affected], run.training_version)
+    progress.advance(int((~affected).sum()))
+    unsettled: list[int] = []
     rows = np.flatnonzero(merged[near.generated])
-    for start in range(0, len(keys), _MERGED):
-        part = rows[(near.generated[rows] >= start) & (near.generated[rows] < start + _MERGED)]
+    for start in range(0, len(stale.keys), MERGED):
+        part = rows[(near.generated[rows] >= start) & (near.generated[rows] < start + MERGED)]
         if len(part):
-            doubtful += _merge(valuation, keys, near[part])
-    searched = sorted([*keys[affected & ~merged].tolist(), *doubtful])
+            unsettled += _merge(run, ledger, spaces, matcher, stale.keys, near[part], progress)
+    searched = sorted([*stale.keys[affected & ~merged].tolist(), *unsettled])
     run.counts["searched"] = len(searched)
-    for chunk in batched(searched, _CHUNK):
-        _search(valuation, chunk)
-    check_conservation(context, run)
+    for chunk in batched(searched, CHUNK):
+        _search(run, ledger, spaces, matcher, chunk)
+        progress.advance(len(chunk))
+    check_conservation(run, ledger)
 
 
-def _stale(context: Context, training_version: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Generated images with older evidence: keys; versions; recall distance that is in reach; whether lists are whole.
+@dataclass(slots=True)
+class Stale:
+    """Generated images whose evidence is of another training set than today's; all ``(m,)``.
 
-    A list that isn't whole (two views are merged, a vector couldn't be had, fewer than K exist) can't be rearranged.
+    versions: what they were valued against; 0: value again. reach: recall distance of the last that is kept. complete:
+    whether the list is; one that isn't (two views are merged, a vector couldn't be had, fewer than K exist) can't be
+    rearranged.
     """
-    rows = context.ledger.query(
-        """
-        SELECT generated_key, version_valued, greatest(recall_radius, last) AS reach,
-               recall_radius < 'infinity'::DOUBLE AND coalesce(kept, 0) = $candidates AS whole
-        FROM generated
-        LEFT JOIN (SELECT generated_key, count(recall_distance) AS kept FROM matches GROUP BY ALL) USING (generated_key)
-        LEFT JOIN (SELECT generated_key, max(recall_distance) AS last FROM spare_candidates GROUP BY ALL)
-            USING (generated_key)
-        WHERE version_valued < $training_version ORDER BY generated_key
-        """,
-        {"training_version": training_version, "candidates": context.settings.candidates},
+
+    keys: np.ndarray
+    versions: np.ndarray
+    reach: np.ndarray
+    complete: np.ndarray
+
+    @classmethod
+    def of(cls, ledger: Ledger, training_version: int, matcher: Matcher) -> Stale:
+        rows = ledger.query(
+            """
+            SELECT generated_key, version_valued, greatest(recall_radius, last) AS reach,
+                   recall_radius < 'infinity'::DOUBLE AND coalesce(kept, 0) = $candidates AS complete
+            FROM generated
+            LEFT JOIN (SELECT generated_key, count(recall_distance) AS kept FROM matches GROUP BY ALL)
+                USING (generated_key)
+            LEFT JOIN (SELECT generated_key, max(recall_distance) AS last FROM spare_candidates GROUP BY ALL)
+                USING (generated_key)
+            WHERE version_valued < $training_version ORDER BY generated_key
+            """,
+            {"training_version": training_version, "candidates": matcher.candidates},
+        )
+        keys, versions, reach, complete = (column.to_numpy() for column in rows.columns)
+        return cls(keys, versions, reach, complete.astype(bool) & (matcher.spare > 0))
+
+
+def _newer(ledger: Ledger, spaces: Spaces, version: int) -> Iterator[Block]:
+    """The training images that were added after ``version``.
+
+    Raises `StoreError` when the store has lost one.
+    """
+    rows = ledger.query(
+        """SELECT point_id, version_added FROM training
+        WHERE version_added > $version AND version_withdrawn IS NULL""",
+        {"version": version},
     )
-    keys, training_versions, reach, whole = (column.to_numpy() for column in rows.columns)
-    return keys, training_versions, reach, whole.astype(bool) & (spare_count(context) > 0)
+    found = 0
+    points = zip(rows["point_id"].to_pylist(), rows["version_added"].to_pylist(), strict=True)
+    for block in blocks_of(spaces.store, points):
+        found += len(block.points)
+        yield block
+    if found < rows.num_rows:
+        way = (
+            "'gmv-qdrant check --repair' computes them again from their sources"
+            if spaces.owned
+            else "'gmv-qdrant adopt' brings the ledger to what the collection is now"
+        )
+        raise StoreError(
+            f"the store lacks {rows.num_rows - found} training images that the ledger has: {way}"
+        )
 
 
-def _merge(valuation: Valuation, keys: np.ndarray, near: Near) -> list[int]:
+def _merge(
+    run: Run,
+    ledger: Ledger,
+    spaces: Spaces,
+    matcher: Matcher,
+    keys: np.ndarray,
+    near: Near,
+    progress: Progress,
+) -> list[int]:
     """Put new training images where they belong; returns the keys of generated images that must be searched."""
-    context, run, vectors = valuation.context, valuation.run, valuation.matcher.vectors
     with run.timed("re-rank"):
-        come = {near.points[i] for i in np.unique(near.training).tolist()}
-        training = vectors.know(come)
-        there = vectors.require(training)
-        usable = np.array([point in there for point in near.points])[near.training]
+        training = matcher.training.keys({near.points[i] for i in np.unique(near.training).tolist()})
+        there = matcher.training.require(training.values())
+        key_of = np.array([training.get(point, -1) for point in near.points], dtype=np.int32)
+        usable = np.isin(key_of, sorted(there))[near.training]
         lacking = np.unique(near.generated[~usable])
         near = near[~np.isin(near.generated, lacking)]
         if not len(near.generated):
             return list(keys[lacking].tolist())
         places, starts = np.unique(near.generated, return_index=True)
         distances = [np.empty(0)]
-        lists = zip(places.tolist(), np.split(near.training, starts[1:]), strict=True)
-        for chunk in batched(lists, valuation.matcher.group):
-            mine = locate(context, "generated/rerank", keys[[place for place, _ in chunk]].tolist())
-            queries = context.space("generated/rerank").gather(mine)
-            for query, (_, rows) in zip(queries, chunk, strict=True):
-                distances.append(vectors.distances([near.points[i] for i in rows.tolist()], query[None])[0])
+        lists = zip(places.tolist(), np.split(key_of[near.training], starts[1:]), strict=True)
+        for chunk in batched(lists, CHUNK):
+            queries = spaces.read_rerank(keys[[place for place, _ in chunk]])
+            for query, (_, mine) in zip(queries, chunk, strict=True):
+                distances.append(matcher.distances(mine, query)[0])
     entering = (
         keys[near.generated],
-        [training[near.points[i]] for i in near.training.tolist()],
+        key_of[near.training],
         near.distances,
         np.concatenate(distances),
         np.zeros(len(near.training)),
@@ -152,172 +165,30 @@ def _merge(valuation: Valuation, keys: np.ndarray, near: Near) -> list[int]:
         for field, column in zip(ENTERING, entering, strict=True)
     }
     moved: list[int] = keys[places].tolist()
-    with run.timed("write"), context.ledger.write() as con:
-        doubtful = rearrange(
-            con, moved, context.settings.candidates, valuation.matcher.spare, pa.table(columns)
-        )
-        _set_epoch(con, np.setdiff1d(moved, doubtful), run.training_version)
-    context.progress.advance(len(moved) - len(doubtful))
-    return [*doubtful, *keys[lacking].tolist()]
+    with run.timed("write"), ledger.write() as con:
+        unsettled = rearrange(con, moved, matcher.candidates, matcher.spare, pa.table(columns))
+        _set_version(con, np.setdiff1d(moved, unsettled), run.training_version)
+    progress.advance(len(moved) - len(unsettled))
+    return [*unsettled, *keys[lacking].tolist()]
 
 
-def _search(valuation: Valuation, keys: list[int]) -> None:
+def _search(run: Run, ledger: Ledger, spaces: Spaces, matcher: Matcher, keys: list[int]) -> None:
     """Find the candidates of generated images anew; known distances stay."""
-    context, run = valuation.context, valuation.run
-    evidence = valuation.match(
-        {space: locate(context, space, keys) for space in context.generated_spaces},
-        _evidence(context, keys),
-    )
-    with run.timed("write"), context.ledger.write() as con:
-        replace_matches(con, keys, evidence)
+    recall, rerank = spaces.generated(np.array(keys))
+    evidence = matcher.match(recall, rerank, candidates.known_distances(ledger, keys))
+    with run.timed("write"), ledger.write() as con:
+        candidates.replace(con, keys, evidence)
         con.register("fresh", pa.table({"key": keys, "radius": [matches.radius for matches in evidence]}))
         con.execute(
             "UPDATE generated SET recall_radius = fresh.radius FROM fresh WHERE generated_key = fresh.key"
         )
         con.unregister("fresh")
-        _set_epoch(con, np.array(keys), run.training_version)
+        _set_version(con, np.array(keys), run.training_version)
         run.write_quarantine(con, [])
-    context.progress.advance(len(keys))
 
 
-def _evidence(context: Context, keys: list[int]) -> list[Known]:
-    """The distances that the ledger has for each of these generated images."""
-    rows = context.ledger.query(
-        """SELECT generated_key, training_key, distance, view FROM (
-            SELECT generated_key, training_key, distance, view FROM matches
-            UNION ALL SELECT generated_key, training_key, distance, view FROM spare_candidates)
-        JOIN wanted ON generated_key = key ORDER BY generated_key, training_key""",
-        wanted=pa.table({"key": pa.array(keys, pa.int32())}),
-    )
-    of, training, distances, views = (column.to_numpy() for column in rows.columns)
-    starts, ends = np.searchsorted(of, keys), np.searchsorted(of, keys, side="right")
-    return [
-        Known(training[start:end], distances[start:end], views[start:end])
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def _set_epoch(con: Connection, keys: np.ndarray, training_version: int) -> None:
+def _set_version(con: Connection, keys: np.ndarray, training_version: int) -> None:
     con.execute(
         "UPDATE generated SET version_valued = ? WHERE generated_key IN (SELECT unnest(?::INTEGER[]))",
         [training_version, keys.tolist()],
     )
-
-
-def locate(context: Context, space: str, keys: list[int]) -> np.ndarray:
-    """int64 ``(n, 2)`` locations, in the order of ``keys``, of vectors that the ledger names."""
-    rows = context.ledger.query(
-        "SELECT key, shard, row FROM features JOIN wanted USING (key) WHERE space = $space",
-        {"space": space},
-        wanted=pa.table({"key": pa.array(keys, pa.int32())}),
-    )
-    where = dict(
-        zip(
-            rows["key"].to_pylist(),
-            zip(rows["shard"].to_pylist(), rows["row"].to_pylist(), strict=True),
-            strict=True,
-        )
-    )
-    if lost := [key for key in keys if key not in where]:
-        raise LedgerError(
-            f"{len(lost)} generated images have no vectors in {space}: "
-            "'gmv-qdrant check --repair' computes them again"
-        )
-    return np.array([where[key] for key in keys], dtype=np.int64).reshape(-1, 2)
-
-
-def nearer(
-    context: Context,
-    keys: np.ndarray,
-    training_versions: np.ndarray,
-    reach: np.ndarray,
-    blocks: Iterator[Block],
-    most: int = 0,
-) -> tuple[np.ndarray, Near]:
-    """Which training images newer than their evidence come as close to generated images as ``reach``, in any view.
-
-    keys, training_versions, reach: ``(m,)``, the generated images, what they were valued against, recall distances.
-    Returns how many come to each, int64 ``(m,)``, and who; no more is counted or named once there are over ``most``.
-    """
-    kind = context.store.spec.distance
-    counts = np.zeros(len(keys), dtype=np.int64)
-    points: list[str] = []
-    found = [(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32))]
-    for block in blocks:
-        for start in range(0, len(keys), _BLOCK):
-            part = np.arange(start, min(start + _BLOCK, len(keys)), dtype=np.int32)
-            part = part[(training_versions[part] < block.training_versions.max()) & (counts[part] <= most)]
-            newer = block.training_versions[None, :] > training_versions[part, None]
-            for view in context.views:
-                space = f"generated/recall{view}"
-                queries = context.space(space).gather(locate(context, space, keys[part].tolist()))
-                slack = SLACK * _size(kind, queries, block.vectors)
-                distances = recall_distances(kind, queries, block.vectors)
-                near = (distances <= (reach[part] + slack)[:, None]) & newer
-                counts[part] += near.sum(axis=1)
-                near[counts[part] > most] = False
-                which, whom = np.nonzero(near)
-                found.append((
-                    part[which],
-                    (whom + len(points)).astype(np.int32),
-                    distances[near].astype(np.float32),
-                    slack[which].astype(np.float32),
-                ))  # fmt: skip
-        points += block.points
-    near_all = Near(points, *(np.concatenate(column) for column in zip(*found, strict=True)))
-    return counts, near_all[np.argsort(near_all.generated, kind="stable")]
-
-
-def _newer(context: Context, training_version: int) -> Iterator[Block]:
-    """The training images that were added after ``training_version``."""
-    rows = context.ledger.query(
-        """SELECT point_id, version_added FROM training
-        WHERE version_added > $training_version AND version_withdrawn IS NULL""",
-        {"training_version": training_version},
-    )
-    yield from recall_vectors(context, rows["point_id"].to_pylist(), rows["version_added"].to_pylist())
-
-
-def recall_vectors(context: Context, points: list[str], training_versions: list[int]) -> Iterator[Block]:
-    """Blocks of these points, from the store.
-
-    Raises `StoreError` when the store has lost one.
-    """
-    for block in batched(zip(points, training_versions, strict=True), _BLOCK):
-        added = {parse_point_id(point): training_version for point, training_version in block}
-        found = context.store.retrieve(list(added), with_vectors=True)
-        vectors = [point.vector for point in found if point.vector is not None]
-        if len(vectors) < len(added):
-            ours = context.owns_collection
-            raise StoreError(
-                f"the store lacks {len(added) - len(vectors)} training images that the ledger has: "
-                + ("'gmv-qdrant check --repair' computes them again from their sources" if ours
-                   else "'gmv-qdrant adopt' brings the ledger to what the collection is now")
-            )  # fmt: skip
-        yield Block(
-            [str(point.id) for point in found],
-            np.array([added[point.id] for point in found]),
-            np.stack(vectors),
-        )
-
-
-def _size(kind: VectorDistance, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """What rounding is relative to, for each query: float64 ``(q,)``."""
-    if kind == "cosine":
-        return np.ones(len(queries))
-    longest = float(np.linalg.norm(rows, axis=1).max(initial=0))
-    norms = np.linalg.norm(queries, axis=1).astype(np.float64)
-    return np.asarray(norms * longest if kind == "dot" else norms + longest)
-
-
-def recall_distances(kind: VectorDistance, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Recall distances float64 ``(q, n)`` as the store gives them: 1 - cos, minus the product, or the 2-norm."""
-    if kind == "cosine":
-        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        of_queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-        return np.asarray(1.0 - of_queries @ unit.T, dtype=np.float64)
-    if kind == "dot":
-        return np.asarray(-(queries @ rows.T), dtype=np.float64)
-    q, r = queries.astype(np.float64), rows.astype(np.float64)  # the squares cancel
-    squares = (q**2).sum(1)[:, None] + (r**2).sum(1)[None, :] - 2 * q @ r.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0)))

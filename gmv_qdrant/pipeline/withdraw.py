@@ -1,21 +1,30 @@
-"""Withdrawal: an owner's images go, with all that follows from them."""
+"""Withdrawal: an owner's images go, with all that follows from them; it costs what is taken out.
+
+Order: ledger (one transaction), then points, matrix rows, cached pictures. What a crash leaves in between is removed by
+the next run (`recovery`): a withdrawn image is in no store and no matrix. Bytes that files keep in freed places go
+with `erase`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.ledger.candidates import rearrange
-from gmv_qdrant.ledger.database import Connection, Readable, utc_now
+from gmv_qdrant.ledger.database import Connection, Ledger, Readable, utc_now
 from gmv_qdrant.ledger.runs import Run
-from gmv_qdrant.pipeline.context import Context
-from gmv_qdrant.pipeline.matching import spare_count
-from gmv_qdrant.pipeline.recovery import erase
-from gmv_qdrant.pipeline.update import NEVER, nearer, recall_vectors
+from gmv_qdrant.pipeline.erase import Traces
+from gmv_qdrant.pipeline.nearness import blocks_of, nearer
+from gmv_qdrant.pipeline.recovery import remove_images, rename_points
+from gmv_qdrant.pipeline.spaces import Spaces
+from gmv_qdrant.vectors.protocol import parse_point_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,11 @@ class Selection:
     def __post_init__(self) -> None:
         if (self.owner is not None) + (self.uri is not None) + bool(self.ids) != 1:
             raise SettingsError("name what to withdraw by exactly one of owner, URI pattern and ids")
+
+    @property
+    def by(self) -> str:
+        """What tombstones keep: the name of an owner or a file isn't among it."""
+        return "owner" if self.owner is not None else "uri" if self.uri is not None else "ids"
 
     def describe(self) -> str:
         return (
@@ -58,7 +72,7 @@ class Selection:
         )
         con.execute(
             """
-            CREATE TEMP TABLE gone AS SELECT training_key, point_id FROM training
+            CREATE TEMP TABLE gone AS SELECT training_key, point_id, content_hash FROM training
             WHERE training_key IN (SELECT training_key FROM leaving) AND training_key NOT IN (
                 SELECT training_key FROM sources ANTI JOIN leaving USING (training_key, uri))
             """
@@ -77,56 +91,116 @@ SELECT (SELECT count(*) FROM leaving) AS sources, (SELECT count(*) FROM gone) AS
 """
 
 
-def preview_withdrawal(ledger: Readable, selection: Selection) -> dict[str, int]:
-    """What `withdraw` would take out: sources, images, and generated images whose evidence it touches."""
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Training images that go: key, point id and content hash of each; points that only lose a source; the
+    URIs of all sources that go; counts."""
+
+    keys: list[int]
+    points: list[str]
+    hashes: list[str | None]
+    staying: list[str]
+    uris: list[str]
+    counts: dict[str, int]
+
+
+def preview(ledger: Readable, selection: Selection) -> Leaving:
+    """What `withdraw` would take out. Raises `SettingsError` when that is nothing."""
     with ledger.read() as con:
         selection.select(con)
-        return dict(con.sql(_COUNTS).to_arrow_table().to_pylist()[0])
+        counts = dict(con.sql(_COUNTS).to_arrow_table().to_pylist()[0])
+        gone = con.sql("FROM gone ORDER BY training_key").to_arrow_table().to_pydict()
+        staying = con.sql(
+            "SELECT point_id FROM training SEMI JOIN leaving USING (training_key) ANTI JOIN gone USING (training_key)"
+        ).fetchall()
+        uris = con.execute("SELECT DISTINCT uri FROM leaving ORDER BY uri").fetchall()
+    if not counts["sources"]:
+        raise SettingsError(f"nothing to withdraw: no training image has {selection.describe()}")
+    return Leaving(
+        gone["training_key"],
+        gone["point_id"],
+        gone["content_hash"],
+        [row[0] for row in staying],
+        [row[0] for row in uris],
+        counts,
+    )
 
 
-def withdraw(context: Context, run: Run, selection: Selection) -> None:
-    """Take sources out, and images when their last source goes: rows, matches, point, vectors, thumbnails.
+def withdraw(
+    run: Run, ledger: Ledger, spaces: Spaces, root: Path, selection: Selection, candidates: int, spare: int
+) -> None:
+    """Take sources out, and images when their last source goes. What stays is one row of an image: hash, date, reason.
 
-    Order: ledger (one transaction, which also says that erasing is due), then `erase`; after a crash in between the
-    next run erases. What stays is one row of an image: hash, date, reason.
-    Raises `SettingsError` when nothing is selected, or when the collection was adopted.
+    candidates, spare: K, and how many beyond it are kept.
     """
-    if not context.owns_collection:
-        raise SettingsError(
-            f"the collection {context.settings.collection!r} was adopted, and nothing of it is removed from here: "
-            "delete the points where they belong"
-        )
-    take_out(context, run, selection, f"withdrawn: {selection.describe()}", _hidden(context, selection))
+    leaving = preview(ledger, selection)
+    _ = spaces.store  # whoever may not touch the points changes no ledger, either
+    hidden = _hidden(ledger, spaces, leaving, candidates)
+    _note_traces(spaces, root, leaving)
+    take_out(run, ledger, selection, f"withdrawn by {selection.by}", hidden, candidates, spare)
+    with run.timed("vectors and points"):
+        rename_points(ledger, spaces, leaving.staying)
+        remove_images(spaces, root, leaving.keys, leaving.points, leaving.hashes)
 
 
-def take_out(context: Context, run: Run, selection: Selection, reason: str, hidden: list[int]) -> None:
-    """`withdraw`, for whoever may; ``hidden``: generated images to value again beside those that matched."""
-    candidates, spare = context.settings.candidates, spare_count(context)
-    _ = context.store  # whoever may not touch the points changes no ledger, either
-    with run.timed("ledger"), context.ledger.write() as con:
+def _note_traces(spaces: Spaces, root: Path, leaving: Leaving) -> None:
+    """What an erasure is to search for, before nobody knows it any more."""
+    points = spaces.store.retrieve([parse_point_id(point) for point in leaving.points], with_vectors=True)
+    vectors = [point.vector for point in points if point.vector is not None]
+    if spaces.training is not None:
+        vectors += list(spaces.training.stored(leaving.keys))
+    Traces(root).add(leaving.uris, vectors)
+
+
+def take_out(
+    run: Run,
+    ledger: Ledger,
+    selection: Selection,
+    reason: str,
+    hidden: Sequence[int],
+    candidates: int,
+    spare: int,
+) -> None:
+    """The ledger's part; ``hidden``: generated images to value again beside those that matched."""
+    with run.timed("ledger"), ledger.write() as con:
         selection.select(con)
         counts = con.sql(_COUNTS).to_arrow_table().to_pylist()[0]
-        if not counts["sources"]:
-            raise SettingsError(f"nothing to withdraw: no training image has {selection.describe()}")
         con.execute("DELETE FROM quarantine WHERE uri IN (SELECT uri FROM leaving)")
-        con.execute(  # what runs were asked for names paths; it is only needed to try again what is in quarantine
-            """UPDATE runs SET settings = json_merge_patch(settings, '{"request": null}')
-            WHERE run_id NOT IN (SELECT run_id FROM quarantine) AND run_id <> ?""",
-            [run.run_id],
-        )
         con.execute(
             "DELETE FROM sources USING leaving l WHERE sources.training_key = l.training_key AND sources.uri = l.uri"
         )
+        _forget_places(con)
         if counts["images"]:
             run.training_version += 1
-            context.ledger.set_meta(con, training_version=run.training_version)
+            ledger.set_meta(con, training_version=run.training_version)
             _let_move_up(con, run, candidates, spare, hidden)
-            _take_out(con, run, reason)
+            _bury(con, run, reason)
         con.execute(_DESCRIBE_AGAIN)
-        context.ledger.set_meta(con, erasing=True)
     names = {"sources": "sources_withdrawn", "images": "images_withdrawn"}
     run.counts.update({names.get(name, name): n for name, n in counts.items()})
-    erase(context, run)
+
+
+def _forget_places(con: Connection) -> None:
+    """What runs were asked for names paths: those that only led to what has left are forgotten."""
+    below = "(uri = place OR starts_with(uri, place) AND (place[-1] = '/' OR uri[len(place) + 1] IN ('/', '#', ':')))"
+    rows = con.execute(
+        f"""WITH places AS (
+            SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')) AS place FROM runs),
+        living AS (SELECT uri FROM sources UNION SELECT uri FROM generated UNION SELECT uri FROM quarantine)
+        SELECT place FROM places WHERE EXISTS (FROM leaving WHERE {below}) AND NOT EXISTS (FROM living WHERE {below})
+        """
+    ).fetchall()
+    gone = {place for (place,) in rows}
+    if not gone:
+        return
+    for run_id, settings in con.execute(
+        "SELECT run_id, settings FROM runs WHERE json_exists(settings, '$.request.paths')"
+    ).fetchall():
+        kept = json.loads(settings)
+        paths = kept["request"]["paths"]
+        if gone.intersection(paths):
+            kept["request"]["paths"] = [path for path in paths if path not in gone]
+            con.execute("UPDATE runs SET settings = ? WHERE run_id = ?", [json.dumps(kept), run_id])
 
 
 _DESCRIBE_AGAIN = """
@@ -138,37 +212,39 @@ WHERE training.training_key = s.training_key
 """An image that stays is described by the first of the sources that stay."""
 
 
-def _hidden(context: Context, selection: Selection) -> list[int]:
+def _hidden(ledger: Ledger, spaces: Spaces, leaving: Leaving, candidates: int) -> list[int]:
     """Generated images that a leaving image may have been a candidate of without standing among the matches.
 
     That happens where candidates of two views are merged and cut to K, and where a candidate's re-rank vector could
-    not be computed.
+    not be computed. Where the store has lost the vector of a leaving image, that is any of them.
     """
-    with context.ledger.read() as con:
-        selection.select(con)
-        points = [row[0] for row in con.execute("SELECT point_id FROM gone").fetchall()]
-    keys, training_versions, radii = cut_short(context)
-    if not points or not len(keys):
+    keys, versions, radii = cut_short(ledger, candidates, spaces.views)
+    if not leaving.points or not len(keys):
         return []
-    blocks = recall_vectors(context, points, [NEVER] * len(points))
-    counts, _ = nearer(context, keys, training_versions, radii, blocks)
+    blocks = list(blocks_of(spaces.store, ((point, NEVER) for point in leaving.points)))
+    if sum(len(block.points) for block in blocks) < len(leaving.points):
+        return [int(key) for key in keys]
+    counts, _ = nearer(spaces.read_recall, spaces.store.spec.distance, keys, versions, radii, blocks)
     return [int(key) for key in keys[counts > 0]]
 
 
-def cut_short(context: Context) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+NEVER = np.iinfo(np.int32).max
+
+
+def cut_short(ledger: Ledger, candidates: int, views: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Generated images that have had more candidates than matches: keys, versions and recall radii, each ``(m,)``."""
     cut = "recall_radius < 'infinity'::DOUBLE"
-    if len(context.views) == 1:
+    if views == 1:
         cut += " AND generated_key NOT IN (SELECT generated_key FROM matches WHERE rank = $wanted)"
-    asked = context.ledger.query(
-        f"SELECT generated_key, version_valued, recall_radius FROM generated WHERE {cut}",
-        {"wanted": context.settings.candidates} if "$wanted" in cut else (),
+    asked = ledger.query(
+        f"SELECT generated_key, version_valued, recall_radius FROM generated WHERE {cut} ORDER BY generated_key",
+        {"wanted": candidates} if views == 1 else (),
     )
-    keys, training_versions, radii = (column.to_numpy() for column in asked.columns)
-    return keys, training_versions, radii
+    keys, versions, radii = (column.to_numpy() for column in asked.columns)
+    return keys, versions, radii
 
 
-def _let_move_up(con: Connection, run: Run, candidates: int, spare: int, hidden: list[int]) -> None:
+def _let_move_up(con: Connection, run: Run, candidates: int, spare: int, hidden: Sequence[int]) -> None:
     """Candidates in spare take the places of images in ``gone``, so that the evidence is exact at once.
 
     Where there are too few, and for the ``hidden``, it waits for `update`.
@@ -193,15 +269,12 @@ def _let_move_up(con: Connection, run: Run, candidates: int, spare: int, hidden:
         OR recall_radius < 'infinity'::DOUBLE AND generated_key IN (SELECT unnest($touched::INTEGER[]))
             AND generated_key NOT IN (SELECT generated_key FROM matches WHERE rank = $candidates)
         """,
-        {"hidden": hidden, "touched": touched, "candidates": candidates},
+        {"hidden": list(hidden), "touched": touched, "candidates": candidates},
     )
 
 
-def _take_out(con: Connection, run: Run, reason: str) -> None:
-    """All else that the ledger holds of the images in ``gone``, but for their tombstones."""
-    con.execute(
-        "DELETE FROM features WHERE space = 'training/rerank' AND key IN (SELECT training_key FROM gone)"
-    )
+def _bury(con: Connection, run: Run, reason: str) -> None:
+    """All that the ledger holds of the images in ``gone``, but for their tombstones."""
     con.execute(
         """
         UPDATE training SET version_withdrawn = ?, withdrawn_at = ?, withdrawn_why = ?,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from typing import Any
 from PIL import Image
 
 from gmv_qdrant.errors import ImageError
+from gmv_qdrant.files import thumbnail_stem
 from gmv_qdrant.images.decode import decode, thumbnail
 from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.images.sources import read_uri
 
-FOLDER = "thumbnails"
 SMALL = 96
 LARGE = 384
 FULL = 1536
@@ -46,7 +45,7 @@ class Thumbnails:
 
     def __init__(self, root: Path, allowed: Sequence[str]) -> None:
         """allowed: where images may be read from, as `read_uri` takes it."""
-        self.folder = root / FOLDER
+        self.root = root
         self.allowed = allowed
 
     def get(self, image: Mapping[str, Any], size: int = SMALL) -> Picture:
@@ -54,8 +53,8 @@ class Thumbnails:
 
         An image that can't be read, or isn't what it was, gives a reason; nothing is raised, and nothing cached.
         """
-        name = hashlib.sha256(f"{image['hash']}\n{image['point_id']}".encode()).hexdigest()
-        cached = self.folder / name[:2] / f"{name[2:32]}-{size}.jpg"
+        stem = thumbnail_stem(self.root, image["hash"], image["point_id"])
+        cached = stem.with_name(f"{stem.name}-{size}.jpg")
         with contextlib.suppress(OSError):
             return Picture(cached.read_bytes())
         reason = "No source of this image is known."

@@ -31,7 +31,7 @@ from gmv_qdrant.report.queries import Row, Snapshot
 from gmv_qdrant.report.snapshots import Snapshots
 from gmv_qdrant.report.thumbnails import FULL, LARGE, SMALL, Thumbnails
 from gmv_qdrant.settings import Settings
-from gmv_qdrant.web.attribute_upload import Lookup
+from gmv_qdrant.web.attribute_upload import Uploads
 from gmv_qdrant.web.middleware import Guard
 
 IMAGES = 48
@@ -52,7 +52,7 @@ class Pages:
         self.root, self.published, self.settings = root, published, settings
         self.snapshots = Snapshots(published)
         self.thumbnails = Thumbnails(root, allowed_places(published))
-        self.lookup = Lookup(root, settings, published)
+        self.uploads = Uploads(root, settings, published)
         self.env = page.environment("gmv_qdrant.web")
         self._looking = threading.BoundedSemaphore(UPLOADS)
 
@@ -270,7 +270,7 @@ class Pages:
 
     def _contributors(self, request: Request, data: bytes, name: str) -> Response:
         function = self._function(self._choices(request))
-        found = self.lookup.find(data, name, function, MATCHES)
+        found = self.uploads.find(data, name, function, MATCHES)
         names = report_queries.training_names(
             self.published, [row["training_key"] for row in found.contributors]
         )

@@ -141,6 +141,10 @@ class EdgeStore:
         for records in self._pages(True, self._wanted(with_vectors), self._filter(conditions)):
             yield [self._point(r) for r in records]
 
+    def ids(self) -> Iterator[list[PointId]]:
+        for records in self._pages(False, False, None):
+            yield [r.id for r in records]
+
     def count(self, conditions: Sequence[Condition] = ()) -> int:
         request = q.CountRequest(exact=True, filter=self._filter(conditions))
         return int(self._shard.do("count points", "count", request))

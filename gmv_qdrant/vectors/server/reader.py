@@ -32,6 +32,7 @@ from gmv_qdrant.vectors.server.collections import absent, describe_collection, s
 from gmv_qdrant.vectors.server.connection import PREFLIGHT, Connection, Missing, ServerConfig
 
 BATCH = 1_000
+IDS_PAGE = 10_000
 BATCH_BYTES = 16 * 2**20
 """Half of the size of a request that a server accepts by default."""
 NUMBER_BYTES = 22
@@ -168,6 +169,10 @@ class ServerReader:
         page, vectors = self._page(with_vectors), self._wanted(with_vectors)
         for records in self._pages(self._filter(conditions), page, payload=True, vectors=vectors):
             yield [self._point(r) for r in records]
+
+    def ids(self) -> Iterator[list[PointId]]:
+        for records in self._pages(self._filter([]), IDS_PAGE, payload=False, vectors=False):
+            yield [our_id(r.id) for r in records]
 
     def count(self, conditions: Sequence[Condition] = ()) -> int:
         found = self._call("count points", "count", count_filter=self._filter(conditions), exact=True)

@@ -1,0 +1,110 @@
+"""How the steps of a run are put together: what each of them needs is made here, once, and handed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gmv_qdrant.images.records import Unusable
+from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.queries import allowed_places
+from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.models.devices import resolve_device
+from gmv_qdrant.models.verified import Models
+from gmv_qdrant.pipeline.embedding import Content, Embedder, KnownContents, embed_records
+from gmv_qdrant.pipeline.ingest import Engine, Items
+from gmv_qdrant.pipeline.matching import FEW, GROUP, Matcher, spare_count
+from gmv_qdrant.pipeline.searching import Search
+from gmv_qdrant.pipeline.spaces import Spaces, verified_models
+from gmv_qdrant.pipeline.streams import Progress
+from gmv_qdrant.pipeline.training_vectors import KeptVectors, Make, maker, may_lack_rows
+from gmv_qdrant.settings import Settings
+
+
+@dataclass
+class Assembly:
+    """Makes the steps of one run. No network is loaded before a step that needs one is made, or needs one."""
+
+    root: Path
+    settings: Settings
+    ledger: Ledger
+    spaces: Spaces
+    run: Run
+    progress: Progress
+
+    @cached_property
+    def models(self) -> Models:
+        """Verified against the ledger, quality included."""
+        return verified_models(self.settings, self.ledger, quality=True)
+
+    @cached_property
+    def allowed(self) -> Sequence[str]:
+        """Where images may be read from."""
+        return allowed_places(self.ledger)
+
+    @property
+    def spare(self) -> int:
+        """How many candidates beyond K are kept."""
+        return spare_count(self.settings.candidates, self.spaces.views, self.spaces.training is not None)
+
+    def training_embedder(self) -> Embedder:
+        return self._embedder(rerank=self.spaces.training is not None)
+
+    def generated_embedder(self, *, quality: bool = True) -> Embedder:
+        return self._embedder(views=self.settings.views, quality=quality, length=self.spaces.length)
+
+    def _embedder(self, **options: Any) -> Embedder:
+        settings = self.settings
+        return Embedder(
+            self.models,
+            batch_size=settings.batch_size,
+            threads=settings.workers,
+            timed=self.run.timed,
+            **options,
+        )
+
+    def engine(self, embedder: Embedder) -> Engine:
+        """Reads and embeds in this process."""
+
+        def embed(chunks: Iterable[Items], known: KnownContents) -> Iterator[list[Content | Unusable]]:
+            for chunk in chunks:
+                yield embed_records(chunk, embedder, known, self.settings.workers)
+
+        return embed
+
+    def maker(self) -> Make:
+        """Makes re-rank vectors of training images that have no row."""
+        return maker(
+            self.ledger,
+            self.spaces,
+            self.settings,
+            lambda: self.models,
+            self.allowed,
+            self.run,
+            self.progress,
+        )
+
+    def training_vectors(self, *, keep: bool = True) -> KeptVectors:
+        """keep: write down what is computed."""
+        make = self.maker() if may_lack_rows(self.spaces) else None
+        return KeptVectors(self.ledger, self.spaces, make, keep=keep)
+
+    def matcher(self, *, keep: bool = True) -> Matcher:
+        """keep: write down what is computed and measured on the way."""
+        spaces = self.spaces
+        return Matcher(
+            self.search(keep=keep),
+            self.training_vectors(keep=keep),
+            spaces.rerank.metric,
+            candidates=self.settings.candidates,
+            spare=self.spare,
+            device=resolve_device(self.settings.device),
+            group=GROUP if spaces.training is not None else FEW,
+            timed=self.run.timed,
+        )
+
+    def search(self, *, keep: bool = True) -> Search:
+        return Search(self.spaces, self.ledger, self.settings, self.run, keep=keep)
