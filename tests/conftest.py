@@ -62,11 +62,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Any]:
     """A script as a module; what scripts change in this process is undone."""
-    from gmv_qdrant.models import registry
-    from gmv_qdrant.pipeline import context
+    from gmv_qdrant.models import registry, verified
 
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts" / "reproduce")
-    monkeypatch.setattr(context, "load_encoder", context.load_encoder)
+    monkeypatch.setattr(verified, "load_encoder", verified.load_encoder)
     monkeypatch.setitem(registry.FAMILIES, "quality", {})
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return importlib.import_module

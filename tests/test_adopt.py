@@ -403,7 +403,7 @@ def test_update_says_that_the_collection_has_changed(folder: Path, server: ReadO
     with pytest.raises(StoreError, match=r"lacks 1 training images .*'gmv-qdrant adopt' brings"):
         workspace.update()
     findings = workspace.check()
-    assert [finding.kind for finding in findings] == ["unfinished", "vectors"]
+    assert [finding.kind for finding in findings] == ["unfinished", "points"]
     with pytest.raises(StoreError, match="'gmv-qdrant adopt' brings"):
         workspace.check(repair=True)
     adopt(server, folder)

@@ -28,7 +28,7 @@ def published(ledger: Ledger) -> Published:
 def note(ledger: Ledger, uri: str) -> None:
     with ledger.write() as con:
         database.insert(con, "quarantine", {
-            "uri": [uri], "reason": ["torn"], "run_id": ["r"], "at": [database.utc_now()]
+            "uri": [uri], "reason": ["torn"], "kind": ["damaged"], "run_id": ["r"], "at": [database.utc_now()]
         })  # fmt: skip
 
 

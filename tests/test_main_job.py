@@ -230,7 +230,7 @@ def test_valuing_again_changes_nothing(shapes: dict[str, list[Path]], small: Pat
     summary = json.loads(
         gmv("-w", small, "value", shapes["generated"][0].parent, "--batch", "first", "--json")
     )
-    assert summary["unchanged"] == len(shapes["generated"])
+    assert summary["known"] == len(shapes["generated"])
     assert evidence() == before
 
 

@@ -148,7 +148,7 @@ def test_hostile_names_stay_text(tmp_path: Path, hostile: str) -> None:
         )
         con.execute("UPDATE training SET label = $1, attributes = to_json($1)", [hostile])
         con.execute("UPDATE generated SET uri = $1 || generated_key, batch = $1, label = $1", [hostile])
-        con.execute("INSERT INTO quarantine VALUES ($1, $1, 'run', now())", [hostile])
+        con.execute("INSERT INTO quarantine VALUES ($1, $1, $1, 'run', now())", [hostile])
     html, parsed = written(workspace, batch=hostile)
     assert_self_contained(html, parsed)
     assert hostile in "".join(parsed.text)

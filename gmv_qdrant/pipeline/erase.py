@@ -101,6 +101,7 @@ def erase(run: Run, ledger: Ledger, spaces: Spaces, root: Path, progress: Progre
     with run.timed("ledger"):
         shutil.rmtree(root / THUMBNAILS, ignore_errors=True)  # a cache; whoever looks fills it again
         ledger.rewrite()
+        ledger.publish()
     with run.timed("search"):
         proof = prove(ledger, spaces, root)
     Traces(root).remove()

@@ -73,11 +73,10 @@ def timed(call: Callable[[], Any]) -> dict[str, Any]:
 def from_scratch(workspace: Path, generated: Path, target: Path) -> tuple[Workspace, dict[str, Any]]:
     """A copy that has valued nothing yet, and what valuing everything takes."""
     shutil.copytree(workspace, target)
-    shutil.rmtree(target / "features/generated")
+    for matrix in (target / "vectors").glob("generated-*"):
+        matrix.unlink()
     with duckdb.connect(str(target / "ledger.duckdb")) as con:
-        con.execute(
-            "DELETE FROM matches; DELETE FROM generated; DELETE FROM features WHERE space <> 'training/rerank'"
-        )
+        con.execute("DELETE FROM matches; DELETE FROM spare_candidates; DELETE FROM generated")
     fresh = Workspace(target)
     return fresh, timed(lambda: fresh.value([generated]))
 

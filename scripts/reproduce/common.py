@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.pipeline import context
+from gmv_qdrant.models import verified
 
 ENCODERS = {
     "efficientnet": "timm:tf_efficientnet_lite0",
@@ -166,8 +166,8 @@ class Remembered:
 def remember_recall_vectors(work: Path) -> None:
     """Recall encoders of this process keep their vectors in a file of the work folder."""
     work.mkdir(parents=True, exist_ok=True)
-    load = context.load_encoder
-    context.load_encoder = lambda *args, **kwargs: Remembered(  # type: ignore[assignment]
+    load = verified.load_encoder
+    verified.load_encoder = lambda *args, **kwargs: Remembered(  # type: ignore[assignment]
         load(*args, **kwargs), work / "recall-vectors.sqlite"
     )
 
@@ -175,9 +175,9 @@ def remember_recall_vectors(work: Path) -> None:
 @contextlib.contextmanager
 def remembering(work: Path) -> Iterator[None]:
     """`remember_recall_vectors`, but only inside: for ingests whose timings don't count."""
-    load = context.load_encoder
+    load = verified.load_encoder
     remember_recall_vectors(work)
     try:
         yield
     finally:
-        context.load_encoder = load
+        verified.load_encoder = load
