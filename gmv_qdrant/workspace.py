@@ -554,6 +554,32 @@ class Workspace:
 
         return export(self.path, self.published, payout, Path(directory))
 
+    def statement(self, owner: str, target: str | Path, *, payout: str | None = None) -> Path:
+        """Write what a name earned by a payout (None: the latest), and by which pictures, as ``.html`` or ``.csv``."""
+        from gmv_qdrant.report.statement import Statements
+
+        return Statements.of(self.path, self.published, payout).write(owner, Path(target))
+
+    def statements(self, directory: str | Path, *, payout: str | None = None) -> list[Path]:
+        """Write the statements of all names of a payout, as HTML and CSV, and a list of them; returns the files."""
+        from gmv_qdrant.report.statement import Statements
+
+        return Statements.of(self.path, self.published, payout).write_all(Path(directory))
+
+    def explain_owner(
+        self, owner: str, *, by: str = "owner", payout: str | None = None, top: int | None = None
+    ) -> Relation:
+        """Why a name gets what it gets: the images that earn it, with the generated image each earns most by.
+
+        payout: a recorded one, by whose evidence it is explained; None is today's evidence.
+        """
+        from gmv_qdrant.accounting.accounts import explain_name
+
+        rows = explain_name(
+            self.path, self.published, self.settings, owner, by=by, payout_id=payout, most=top
+        )
+        return self._relation(rows)
+
     def verify(self, payout: str | None = None) -> "list[Discrepancy]":
         """Whether recorded payouts, or this one, are what was recorded and follow from their evidence."""
         from gmv_qdrant.accounting.verify import verify, verify_published

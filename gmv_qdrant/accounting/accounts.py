@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmv_qdrant.accounting.bundle import FOLDER, copy_bundle, read_manifest, write_bundle
+from gmv_qdrant.accounting.bundle import FOLDER, copy_bundle, read_evidence, read_manifest, write_bundle
 from gmv_qdrant.accounting.evidence import RULES, Evidence
 from gmv_qdrant.accounting.payout import Payout, Terms, compute
 from gmv_qdrant.accounting.periods import Period
 from gmv_qdrant.accounting.records import Record, find_record, read_records, write_record
 from gmv_qdrant.accounting.seal import seal
+from gmv_qdrant.accounting.why import explained
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Ledger, Readable, utc_now
 from gmv_qdrant.ledger.queries import ValueFunction, attribute_names, calibrations, value_function
 from gmv_qdrant.ledger.runs import versions
-from gmv_qdrant.settings import StandingValue
+from gmv_qdrant.settings import Settings, StandingValue
 
 GROUPS = ("owner", "label", "licence")
 """What can be paid by, beside attributes."""
@@ -36,19 +38,17 @@ def standing_function(
 ) -> tuple[str, ValueFunction]:
     """Rule and value function for money: the workspace's own, but for what is given; None is not given.
 
-    By default owner Shapley over all candidates (shares: over 30), by the latest calibration ``default``.
+    By default owner Shapley over all candidates (shares: over 30), by the latest calibration ``default``, or of the
+    only name there is.
     """
     rule = rule or standing.rule
     if rule not in RULES:
         raise SettingsError(f"a payout can't go by the rule {rule!r}: choose one of {', '.join(RULES)}")
     if temperature is None and calibration is None:
         temperature, calibration = standing.temperature, standing.calibration
-    if (
-        temperature is None
-        and calibration is None
-        and "default" in {n.partition("@")[0] for n in calibrations(source)}
-    ):
-        calibration = "default"
+    if temperature is None and calibration is None:
+        names = {version.partition("@")[0] for version in calibrations(source)}
+        calibration = "default" if "default" in names else names.pop() if len(names) == 1 else None
     return rule, value_function(
         source,
         calibration=calibration,
@@ -161,6 +161,27 @@ def export(root: Path, source: Readable, payout_id: str, target: Path) -> list[P
     folder = root / FOLDER / payout_id
     read_manifest(folder, found.manifest)
     return copy_bundle(folder, target)
+
+
+def explain_name(
+    root: Path,
+    source: Readable,
+    settings: Settings,
+    name: str,
+    *,
+    by: str,
+    payout_id: str | None,
+    most: int | None,
+) -> pa.Table:
+    """What earned a name its part: by the evidence of a recorded payout, or by today's and the standing function."""
+    if payout_id:
+        found = find_record(read_records(source), payout_id)
+        folder = root / FOLDER / payout_id
+        read_manifest(folder, found.manifest)
+        return explained(read_evidence(folder), found.payout, name, most)
+    rule, function = standing_function(source, settings.value)
+    payout, evidence = _compute(root, source, Terms(by, 10**6, rule=rule, function=function), None)
+    return explained(evidence, payout, name, most)
 
 
 def _stale(source: Readable, payout: Payout) -> list[str]:

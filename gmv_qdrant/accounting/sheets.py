@@ -11,6 +11,7 @@ from typing import Any
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.files import write_atomically
+from gmv_qdrant.text import harmless_cell
 
 
 def write_sheet(rows: Sequence[Mapping[str, Any]], target: Path) -> Path:
@@ -32,10 +33,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
+        writer.writerow(
+            {name: harmless_cell(value) if isinstance(value, str) else value for name, value in row.items()}
+        )
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    harmless = not isinstance(value, str) or value.lstrip()[:1] not in ("=", "+", "-", "@", "\t", "\r")
-    return value if harmless else f"'{value}"

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import json_option, with_workspace
-from gmv_qdrant.cli.render import note, print_json, print_rows
+from gmv_qdrant.cli.options import answer_options, json_option, with_workspace
+from gmv_qdrant.cli.render import note, print_json, show, warn
 
 _new_folder = click.Path(path_type=Path, file_okay=False)
 
@@ -36,7 +36,7 @@ _new_folder = click.Path(path_type=Path, file_okay=False)
 @click.option("--calibration", help="A value function that 'calibrate' kept: NAME, or NAME@VERSION.")
 @click.option("--no-quality", is_flag=True, help="Don't weigh by the generated image's quality.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a .csv or .json file.")
-@json_option
+@answer_options
 @click.pass_context
 def payout(ctx: click.Context, /, **options: Any) -> None:
     """Share a budget by credit, exact to the smallest unit. Without --record it is a preview.
@@ -60,7 +60,7 @@ def _pay(
     batch: tuple[str, ...],
     no_quality: bool,
     out: Path | None,
-    as_json: bool,
+    form: str,
     **options: Any,
 ) -> None:
     names = [*exclude, *([None] if exclude_unnamed else [])]
@@ -73,56 +73,55 @@ def _pay(
         quality_weighted=False if no_quality else None,
         **options,
     )
-    _show(rows, out, as_json)
+    _show(rows, out, form)
     if options["record"]:
         paid = rows.payout
         note(f"recorded as {paid.payout_id}, fingerprint {paid.fingerprint}")
 
 
-def _show(rows: Any, out: Path | None, as_json: bool) -> None:
-    """The lines of a payout, and what is to be said about it."""
+def _show(rows: Any, out: Path | None, form: str) -> None:
+    """The lines of a payout, and what is to be said about it; a table leaves out what is nothing for everybody."""
     terms = rows.payout.terms
     if out:
         from gmv_qdrant.accounting.sheets import write_sheet
 
         note(f"wrote {write_sheet(rows, out)}")
-    if as_json:
-        print_json(rows)
-    elif not out:
-        asked = [name for name in rows[0] if name != "kind"] if rows else []
-        zeros = {name for name in asked[1:] if not any(float(row[name]) for row in rows)}
-        columns = [name for name in asked if name not in zeros - {"amount", "paid"}]
-        print_rows(rows, columns, title=f"payout of {terms.currency.text(terms.budget)} by {terms.by}")
-    for sentence in (rows.said, *rows.payout.notes):
-        if sentence:
-            note(sentence)
+    columns = list(rows[0]) if rows else []
+    if form in ("table", "md"):
+        nothing = {name for name in columns[2:] if not any(float(row[name]) for row in rows)}
+        columns = [name for name in columns if name not in nothing - {"amount", "paid"} and name != "kind"]
+    if form == "json" or not out:
+        title = f"payout of {terms.currency.text(terms.budget)} {terms.currency.code} by {terms.by}"
+        show(rows, form, columns=columns, title=title)
+    if rows.said:
+        note(rows.said)
+    for sentence in rows.payout.notes:
+        warn(sentence)
 
 
 @payout.command("list")
-@json_option
+@answer_options
 @with_workspace
-def list_payouts(workspace: Any, as_json: bool) -> None:
+def list_payouts(workspace: Any, form: str) -> None:
     """The recorded payouts, the oldest first."""
     rows = workspace.payouts()
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_rows(rows, ["payout", "by", "currency", "budget", "paid", "balance", "held", "fingerprint"])
-    else:
+    people = ["payout", "by", "currency", "budget", "paid", "balance", "held", "fingerprint"]
+    show(rows, form, columns=people if form in ("table", "md") else None, title="recorded payouts")
+    if not rows:
         note("no payout is recorded yet: gmv-qdrant payout --budget AMOUNT --record PERIOD")
 
 
-@payout.command()
+@payout.command("show")
 @click.argument("payout_id", metavar="PAYOUT")
-@json_option
+@answer_options
 @with_workspace
-def show(workspace: Any, payout_id: str, as_json: bool) -> None:
+def show_payout(workspace: Any, payout_id: str, form: str) -> None:
     """A recorded payout: its lines; with --json its whole document."""
     rows = workspace.payout_record(payout_id)
-    if as_json:
+    if form == "json":
         print_json(rows.payout.as_dict() | {"fingerprint": rows.payout.fingerprint})
     else:
-        _show(rows, None, False)
+        _show(rows, None, form)
         note(f"fingerprint {rows.payout.fingerprint}")
 
 
@@ -164,4 +163,30 @@ def verify(ctx: click.Context, workspace: Any, payout_id: str | None, as_json: b
         ctx.exit(1)
 
 
-COMMANDS = (payout, verify)
+_payout_option = click.option("--payout", metavar="ID", help="A recorded payout.  [default: the latest]")
+
+
+@click.command()
+@click.option("--owner", required=True, metavar="NAME", help="Whose: an owner, or what else was paid by.")
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
+@_payout_option
+@with_workspace
+def statement(workspace: Any, owner: str, target: Path, payout: str | None) -> None:
+    """What an owner earned by a recorded payout, how sure that is, and by which pictures.
+
+    OUT is one self-contained .html file, made to be printed, or a .csv of the images that earned it.
+    """
+    note(f"wrote {workspace.statement(owner, target, payout=payout)}")
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@_payout_option
+@with_workspace
+def statements(workspace: Any, directory: Path, payout: str | None) -> None:
+    """The statements of everybody in a recorded payout, as .html and .csv, and statements.csv that lists them."""
+    written = workspace.statements(directory, payout=payout)
+    note(f"wrote {(len(written) - 1) // 2:,} statements to {directory}")
+
+
+COMMANDS = (payout, verify, statement, statements)

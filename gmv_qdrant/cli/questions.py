@@ -51,18 +51,38 @@ def credits(
 
 
 @click.command()
-@click.argument("image")
+@click.argument("image", required=False)
+@click.option("--owner", metavar="NAME", help="Instead of IMAGE: which images earn an owner what she gets.")
+@click.option("--payout", metavar="ID", help="With --owner: by the evidence of a recorded payout.")
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write a contact sheet, PNG."
 )
 @function_options
 @answer_options
 @with_workspace
-def explain(workspace: Any, image: str, picture: Path | None, form: str, **options: Any) -> None:
-    """A generated image's contributors, or a training image's beneficiaries.
+def explain(
+    workspace: Any,
+    image: str | None,
+    owner: str | None,
+    payout: str | None,
+    picture: Path | None,
+    form: str,
+    **options: Any,
+) -> None:
+    """A generated image's contributors, a training image's beneficiaries, or why an owner gets what she gets.
 
     IMAGE is a path, a file name or an id.
     """
+    if (image is None) == (owner is None) or (payout and owner is None):
+        raise click.UsageError("Give IMAGE, or --owner NAME [--payout ID].")
+    if image is None:
+        relation = workspace.explain_owner(owner, payout=payout)
+        found = rows(relation)
+        document = {"owner": owner, "images": found}
+        show(
+            found, form, columns=relation.columns, title=f"images that earn {owner} credit", document=document
+        )
+        return
     kind, relation = workspace.explain(image, **function_of(options))
     if picture:
         note(f"wrote {workspace.picture(image, picture, **function_of(options))}")
