@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -100,6 +100,17 @@ def _server(value: Any) -> str | None:
     return str(value) or None  # empty: the embedded store, whatever QDRANT_URL says
 
 
+def _places(value: Any) -> tuple[str, ...]:
+    """Folders, absolute, and how URLs begin; as text, on lines of their own."""
+    if isinstance(value, str):
+        value = value.splitlines()
+    if not isinstance(value, list | tuple) or not all(isinstance(place, str) for place in value):
+        raise ValueError('a list of folders and of how URLs begin, such as ["/data", "s3://bucket/"]')
+    return tuple(
+        place if "://" in place else os.path.abspath(os.path.expanduser(place)) for place in map(_text, value)
+    )
+
+
 def _payload(value: Any) -> dict[str, str | int | bool]:
     expected = ValueError('names and values, such as { customer = "a" }')
     try:
@@ -181,6 +192,7 @@ class SettingOptions(TypedDict, total=False):
     cache_dir: str | Path | None
     offline: bool | None
     trust: bool | None
+    allow: Sequence[str] | None
     engine: str | None
     ray_workers: int | None
 
@@ -335,6 +347,12 @@ class Settings:
         False,
         _flag,
         "download weights whose SHA-256 nobody publishes as they come, and run code of model repositories",
+    )
+    allow: tuple[str, ...] = _setting(
+        (),
+        _places,
+        "places that images may be read from beside the paths that are given: folders that links lead to, and how URLs "
+        'begin (`["/data", "s3://bucket/"]`; in the environment a place on each line)',
     )
     engine: Literal["local", "ray"] = _setting(
         "local",

@@ -198,10 +198,12 @@ class Workspace:
 
         self._refuse_adopted("add images where it is filled, and then run 'gmv-qdrant adopt' again")
 
+        allow = list(self.settings.allow)
+
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
-            records = open_sources(names, owner=owner, only=only)
+            records = open_sources(names, owner=owner, only=only, allowed=allow)
             total = records.count()
-            with self._run("ingest", paths=names, owner=owner) as parts:
+            with self._run("ingest", paths=names, owner=owner, allow=allow) as parts:
                 parts.progress.phase("ingest", total)
                 embed = parts.engine(parts.training_embedder())
                 ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
@@ -229,11 +231,13 @@ class Workspace:
         from gmv_qdrant.pipeline.training_vectors import missing_rows
         from gmv_qdrant.pipeline.value import require_training_images, value
 
+        allow = list(self.settings.allow)
+
         def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
-            records = open_sources(names, only=only)
+            records = open_sources(names, only=only, allowed=allow)
             total = records.count()
             require_training_images(self.published)
-            with self._run("value", paths=names, batch=batch) as parts:
+            with self._run("value", paths=names, batch=batch, allow=allow) as parts:
                 progress = parts.progress
                 if total and (
                     most := missing_rows(self.ledger, parts.spaces, total, self.settings.candidates)
@@ -642,7 +646,8 @@ class Workspace:
         mapping = adopted_fields(json.loads(kept["adopted"])["fields"], fields or {})
         options = AdoptOptions(sample, enable_quantization)
         try:
-            with workspace._run("adopt", fields=dataclasses.asdict(mapping)) as parts:
+            allow = list(workspace.settings.allow)
+            with workspace._run("adopt", fields=dataclasses.asdict(mapping), allow=allow) as parts:
                 adopt(parts, mapping, options)
         except BaseException:
             if fresh and not workspace._believed():

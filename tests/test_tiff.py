@@ -69,7 +69,11 @@ SAME: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
     "grey16 big-endian": (lambda: stored(GREY16, byteorder=">", **BLACK), GREY, 0),
     "grey16 BigTIFF": (lambda: stored(GREY16, bigtiff=True, **BLACK), GREY, 0),
     "grey16 in tiles": (lambda: stored(GREY16, tile=(16, 16), **BLACK), GREY, 0),
-    "grey16 LZW with predictor": (lambda: stored(GREY16, compression="lzw", predictor=True, **BLACK), GREY, 0),
+    "grey16 LZW with predictor": (
+        lambda: stored(GREY16, compression="lzw", predictor=True, **BLACK),
+        GREY,
+        0,
+    ),
     "grey16 Deflate": (lambda: stored(GREY16, compression="deflate", **BLACK), GREY, 0),
     "grey16 PackBits": (lambda: stored(GREY16, compression="packbits", **BLACK), GREY, 0),
     "grey16 Zstandard": (lambda: stored(GREY16, compression="zstd", **BLACK), GREY, 0),
@@ -94,52 +98,81 @@ SAME: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
     "rgb8": (lambda: stored(RGB, photometric="rgb"), RGB, 0),
     "rgb8 in planes": (lambda: stored(planes(RGB), **SEPARATE), RGB, 0),
     "rgb8 LZW": (lambda: stored(RGB, photometric="rgb", compression="lzw"), RGB, 0),
-    "rgb8 JPEG": (lambda: stored(RGB, photometric="rgb", compression="jpeg", compressionargs={"level": 98}), RGB, 25),
+    "rgb8 JPEG": (
+        lambda: stored(RGB, photometric="rgb", compression="jpeg", compressionargs={"level": 98}),
+        RGB,
+        25,
+    ),
     "rgb16": (lambda: stored(RGB16, photometric="rgb"), RGB, 0),
     "rgb16 LZW": (lambda: stored(RGB16, photometric="rgb", compression="lzw", predictor=True), RGB, 0),
     "rgb16 in planes": (lambda: stored(planes(RGB16), **SEPARATE), RGB, 0),
     "rgb16 in planes and tiles": (lambda: stored(planes(RGB16), tile=(16, 16), **SEPARATE), RGB, 0),
     "rgba8": (
-        lambda: stored(np.dstack([RGB, ALPHA]), photometric="rgb", extrasamples=["unassalpha"]), ON_WHITE, 1,
+        lambda: stored(np.dstack([RGB, ALPHA]), photometric="rgb", extrasamples=["unassalpha"]),
+        ON_WHITE,
+        1,
     ),
     "rgba16": (
-        lambda: stored(np.dstack([RGB16, ALPHA * np.uint16(257)]), photometric="rgb", extrasamples=["unassalpha"]),
-        ON_WHITE, 1,
+        lambda: stored(
+            np.dstack([RGB16, ALPHA * np.uint16(257)]), photometric="rgb", extrasamples=["unassalpha"]
+        ),
+        ON_WHITE,
+        1,
     ),
     "rgba16 premultiplied": (
         lambda: stored(
             np.dstack([PREMULTIPLIED * np.uint16(257), ALPHA * np.uint16(257)]),
-            photometric="rgb", extrasamples=["assocalpha"],
+            photometric="rgb",
+            extrasamples=["assocalpha"],
         ),
-        ON_WHITE, 1,
+        ON_WHITE,
+        1,
     ),
     "rgb16 with a channel of something": (
-        lambda: stored(np.dstack([RGB16, GREY16]), photometric="rgb", extrasamples=["unspecified"]), RGB, 0,
+        lambda: stored(np.dstack([RGB16, GREY16]), photometric="rgb", extrasamples=["unspecified"]),
+        RGB,
+        0,
     ),
     "cmyk8": (lambda: by_pillow(Image.fromarray(RGB).convert("CMYK")), RGB, 1),
     "cmyk16": (
         lambda: stored(
             np.asarray(Image.fromarray(RGB).convert("CMYK")).astype(np.uint16) * 257, photometric="separated"
         ),
-        RGB, 1,
+        RGB,
+        1,
     ),
     "palette": (lambda: by_pillow(Image.fromarray(GREY).convert("P")), GREY, 0),
     "bilevel": (lambda: by_pillow(Image.fromarray(GREY > 127)), np.where(GREY > 127, 255, 0), 0),
     "bilevel Group 4": (
-        lambda: by_pillow(Image.fromarray(GREY > 127), compression="group4"), np.where(GREY > 127, 255, 0), 0,
+        lambda: by_pillow(Image.fromarray(GREY > 127), compression="group4"),
+        np.where(GREY > 127, 255, 0),
+        0,
     ),
     "preview first": (lambda: pages((SMALL, {"subfiletype": 1, **BLACK}), (GREY, BLACK)), GREY, 0),
     "preview first, 16 bits": (lambda: pages((SMALL, {"subfiletype": 1, **BLACK}), (GREY16, BLACK)), GREY, 0),
-    "mask first": (lambda: pages((SMALL > 0, {"subfiletype": 4, **BLACK}), (RGB, {"photometric": "rgb"})), RGB, 0),
+    "mask first": (
+        lambda: pages((SMALL > 0, {"subfiletype": 4, **BLACK}), (RGB, {"photometric": "rgb"})),
+        RGB,
+        0,
+    ),
     "several pages": (lambda: pages((GREY16, BLACK), (GREY16[::-1], BLACK)), GREY, 0),
     "nothing but a preview": (lambda: pages((GREY, {"subfiletype": 1, **BLACK})), GREY, 0),
-}  # fmt: skip
+}
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "uint32 that uses 16 bits": (lambda: stored(GREY16.astype(np.uint32), **BLACK), "32 bits, of which they use few"),
-    "int16 with negatives": (lambda: stored(GREY16.astype(np.int16), **BLACK), "signed, and some are negative"),
+    "uint32 that uses 16 bits": (
+        lambda: stored(GREY16.astype(np.uint32), **BLACK),
+        "32 bits, of which they use few",
+    ),
+    "int16 with negatives": (
+        lambda: stored(GREY16.astype(np.int16), **BLACK),
+        "signed, and some are negative",
+    ),
     "float up to 3,000": (lambda: stored(FLOAT * 3000, **BLACK), "floats up to 2905"),
-    "float of high range": (lambda: stored(FLOAT * np.float32(7.3), **BLACK), "neither in 0 to 1 nor in 0 to 255"),
+    "float of high range": (
+        lambda: stored(FLOAT * np.float32(7.3), **BLACK),
+        "neither in 0 to 1 nor in 0 to 255",
+    ),
     "float from -1": (lambda: stored(FLOAT * 2 - 1, **BLACK), "floats down to -0.9"),
     "complex": (lambda: stored(FLOAT.astype(np.complex64), **BLACK), "complex"),
     "a volume": (lambda: stored(np.stack([GREY] * 4), volumetric=True, **BLACK), "volume"),
@@ -147,17 +180,20 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "L*a*b*": (lambda: stored(RGB16, photometric="cielab"), r"CIE L\*a\*b\*"),
     "8-bit L*a*b*": (lambda: stored(RGB, photometric="cielab"), r"CIE L\*a\*b\*"),
     "a palette of 16 bits": (
-        lambda: stored(GREY16, photometric="palette", colormap=np.zeros((3, 65536), np.uint16)), "palette",
+        lambda: stored(GREY16, photometric="palette", colormap=np.zeros((3, 65536), np.uint16)),
+        "palette",
     ),
     "a camera's mosaic": (lambda: stored(GREY16, photometric="cfa"), "camera RAW"),
     "a DNG with a preview": (
-        lambda: pages((RGB, {"subfiletype": 1, "photometric": "rgb", "extratags": [(50706, 1, 4, (1, 4, 0, 0))]})),
+        lambda: pages(
+            (RGB, {"subfiletype": 1, "photometric": "rgb", "extratags": [(50706, 1, 4, (1, 4, 0, 0))]})
+        ),
         "camera RAW",
     ),
     "cut short": (lambda: stored(GREY16, **BLACK)[:1500], "damaged TIFF|truncated"),
     "no page": (lambda: b"II*\0\x08\0\0\0\0\0\0\0\0\0", "TIFF"),
     "a circle of pages": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "TIFF"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SAME)

@@ -190,6 +190,7 @@ RUN = (
     "trust",
     "precision",
     "cache_dir",
+    "allow",
     "engine",
     "ray_workers",
 )
@@ -213,6 +214,13 @@ def run_options(command: F) -> F:
                 is_flag=True,
                 default=None,
                 help="Take weights whose SHA-256 nobody publishes as they come, and run code of model repositories.",
+            ),
+            click.option(
+                "--allow",
+                multiple=True,
+                callback=lambda _ctx, _parameter, given: given or None,
+                metavar="PLACE",
+                help="Where images may be read from beside PATHS: a folder that links lead to, or s3://bucket/.",
             ),
             json_option,
         )

@@ -39,8 +39,7 @@ def check_allowed(uri: str, allowed: Sequence[str]) -> None:
         if mark and theirs.lower() == scheme.lower() and _below(rest, beginning):
             return
     raise ImageError(
-        f"{uri} isn't among the places that were given to read from: name where it begins, such as {_start(uri)}, "
-        "to allow it.",
+        f"{uri} isn't among the places that were given to read from: --allow {_start(uri)}, if it may be read.",
         kind="foreign",
     )
 
@@ -54,7 +53,7 @@ def check_file(path: str, allowed: Sequence[str]) -> None:
         raise ImageError(
             f"{printable(path)} isn't in a folder that was given to read from"
             + (f" (it leads to {printable(real)})" if real != os.path.abspath(path) else "")
-            + ".",
+            + ": --allow its folder, if it may be read.",
             kind="foreign",
         )
 

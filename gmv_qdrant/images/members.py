@@ -92,11 +92,10 @@ class Tables:
         return None
 
 
-_ANNOTATIONS = frozenset({
-    "mask", "masks", "seg", "segmentation", "label", "labels", "depth", "normal", "normals", "canny", "edge", "edges",
-    "hed", "pose", "openpose", "condition", "conditioning", "control", "alpha", "matte", "trimap", "thumb", "thumbnail",
-    "preview",
-})  # fmt: skip
+_ANNOTATIONS = names.words("""
+    mask masks seg segmentation label labels depth normal normals canny edge edges hed pose openpose condition
+    conditioning control alpha matte trimap thumb thumbnail preview
+""")
 """What stands between the dots of a second image of a WebDataset sample: ``001.mask.png`` belongs to ``001.jpg``."""
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import posixpath
 import unicodedata
 
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".dib",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".jp2", ".j2k", ".jpx", ".ico",
-    # images that cannot be decoded: they are tried all the same, so that each is refused as what it is
-    ".heic", ".heif", ".jxl", ".svg", ".svgz", ".psd", ".psb", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2",
-    ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".3fr", ".iiq", ".exr", ".hdr", ".tga", ".dds", ".xcf", ".jxr",
-})
-"""Names that promise an image."""
 
-OTHER_SUFFIXES = frozenset({
-    ".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".md", ".rst", ".html", ".htm", ".xml", ".xmp", ".yaml",
-    ".yml", ".toml", ".ini", ".cfg", ".log", ".pdf", ".lock", ".md5", ".sha1", ".sha256", ".caption", ".cls", ".py",
-    ".ipynb", ".sh", ".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors", ".ckpt", ".h5", ".arrow", ".db", ".sqlite",
-    ".duckdb", ".xlsx", ".xls", ".ods", ".docx", ".7z", ".rar", ".mp3", ".wav", ".mp4", ".avi", ".mov", ".mkv", ".webm",
-})
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+IMAGE_SUFFIXES = words("""
+    .png .apng .jpg .jpeg .jpe .jfif .mpo .gif .webp .tif .tiff .bmp .dib .ppm .pgm .pbm .pnm .pfm .avif .jp2 .j2k .jpx
+    .ico .heic .heif .jxl .svg .svgz .psd .psb .dng .cr2 .cr3 .nef .nrw .arw .sr2 .raf .orf .rw2 .pef .srw .raw .3fr
+    .iiq .exr .hdr .tga .dds .xcf .jxr
+""")
+"""Names that promise an image. Those that can't be decoded are tried too, so that each is refused as what it is."""
+
+OTHER_SUFFIXES = words("""
+    .txt .json .jsonl .ndjson .csv .tsv .md .rst .html .htm .xml .xmp .yaml .yml .toml .ini .cfg .log .pdf .lock .md5
+    .sha1 .sha256 .caption .cls .py .ipynb .sh .npy .npz .pt .pth .pkl .safetensors .ckpt .h5 .arrow .db .sqlite .duckdb
+    .xlsx .xls .ods .docx .7z .rar .mp3 .wav .mp4 .avi .mov .mkv .webm
+""")
 """Names that promise none: counted and said. A name in neither list is tried."""
-# fmt: on
 
 SIDECAR_SUFFIXES = (".json", ".cls", ".txt", ".caption")
 """What stands beside an image under its name and describes it."""
@@ -42,10 +43,9 @@ TAR_SUFFIXES = (
 )
 CONTAINER_SUFFIXES = (".parquet", ".zip", *TAR_SUFFIXES)
 
-_SYSTEM = frozenset(
-    {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
-     "thumbs.db", "desktop.ini", "__pycache__"}
-)  # fmt: skip
+_SYSTEM = words(
+    "__macosx @eadir #recycle #snapshot $recycle.bin lost+found thumbs.db desktop.ini __pycache__"
+) | {"system volume information"}
 
 
 def printable(path: str) -> str:

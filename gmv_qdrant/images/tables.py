@@ -37,9 +37,9 @@ class Row(NamedTuple):
 
 
 _FILE_COLUMNS = (
-    "file_name", "file_names", "filename", "filenames", "file_path", "filepath", "file", "path", "image_file",
-    "image_name", "image_path", "image", "img",
-)  # fmt: skip
+    *("file_name", "file_names", "filename", "filenames", "file_path", "filepath", "file", "path"),
+    *("image_file", "image_name", "image_path", "image", "img"),
+)
 """The first of these that a table has names the images, in any case; a space or ``-`` is as good as ``_``."""
 
 _SEPARATORS = ",;\t|"
@@ -77,7 +77,7 @@ def _text(source: Open, encoding: str, ending: str) -> Iterator[Row]:
             if ending in ("csv", "tsv"):
                 yield from _separated(_lines(text), "\t" + _SEPARATORS if ending == "tsv" else _SEPARATORS)
             else:
-                yield from _json(text, "no-table" if ending == "json" else "description")
+                yield from _json(text, ending)
         except UnicodeError as error:
             raise ImageError(f"its text is damaged: {error}") from None
 
@@ -247,29 +247,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _json(text: io.TextIOWrapper, kind: str) -> Iterator[Row]:
-    """An array of rows, an object of rows by file, or a row on each line. kind: of the error for anything else."""
-    start = text.readline(_LINE)
-    while start and not start.strip():
-        start = text.readline(_LINE)
-    rest = itertools.chain([start], _lines(text))
-    try:
-        first = parse_json(start)
-        one_a_line = isinstance(first, dict)
-    except (ValueError, RecursionError):
-        one_a_line = start.lstrip()[:1] == "{" and len(start.strip()) > 1
-    if one_a_line:
-        yield from _json_lines(rest, kind)
-        return
-    whole = text_of(rest)
-    try:
-        value = parse_json(whole)
-    except (ValueError, RecursionError) as error:
-        raise ImageError(f"its JSON is damaged: {str(error) or 'it is nested too deeply'}") from None
-    yield from _json_rows(value, kind)
+def _json(text: io.TextIOWrapper, ending: str) -> Iterator[Row]:
+    """An array of rows, an object of rows by file, or a row on each line; ``.json`` may also be something else."""
+    kind = "no-table" if ending == "json" else "description"
+    start = next((line for line in _lines(text) if line.strip()), "")
+    lines: Iterable[str] = itertools.chain([start], _lines(text))
+    if ending == "json" or start.lstrip()[:1] == "[":
+        whole = _whole(lines)
+        try:
+            value = parse_json(whole)
+        except (ValueError, RecursionError) as error:
+            if not str(error).startswith("Extra data"):
+                raise ImageError(f"its JSON is damaged: {str(error) or 'it is nested too deeply'}") from None
+            lines = io.StringIO(whole)
+        else:
+            yield from _json_rows(value, kind)
+            return
+    yield from _json_lines(lines, kind)
 
 
-def text_of(lines: Iterable[str]) -> str:
+def _whole(lines: Iterable[str]) -> str:
     parts: list[str] = []
     size = 0
     for line in lines:

@@ -215,14 +215,14 @@ def quarantined_requests(ledger: Readable, verb: str) -> list[tuple[dict[str, An
 
 
 def allowed_places(ledger: Readable) -> tuple[str, ...]:
-    """Where images may be read from: the paths that runs were asked for, and the prefix of an adopted collection."""
+    """Where images may be read from: what runs were given, and the prefix of an adopted collection."""
     rows = ledger.query(
-        """SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')) AS place FROM runs
-        WHERE verb IN ('ingest', 'value') ORDER BY place"""
+        """SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')
+            || json_extract_string(settings, '$.request.allow[*]')) AS place
+        FROM runs WHERE verb IN ('ingest', 'value', 'adopt') ORDER BY place"""
     )
-    adopted = json.loads(ledger.meta().get("adopted", "{}"))
-    prefixes = [adopted["fields"]["uri_prefix"] or "/"] if "fields" in adopted else []
-    return (*rows["place"].to_pylist(), *prefixes)
+    prefix = json.loads(ledger.meta().get("adopted", "{}")).get("fields", {}).get("uri_prefix")
+    return (*rows["place"].to_pylist(), *([prefix] if prefix else []))
 
 
 def last_runs(ledger: Readable, most: int = 5) -> list[dict[str, Any]]:
