@@ -426,12 +426,13 @@ class Workspace:
         probes: int = 500,
         seed: int = 0,
         k: int = 30,
-        null_distance: bool = False,
+        null_distance: bool = True,
     ) -> dict[str, Any]:
-        """Fit the temperature on probes, training images transformed, whose parents are known; keep it as ``name``.
+        """Fit a value function on probes, training images transformed, whose parents are known; keep it as ``name``.
 
-        k: for the figures only. null_distance: also fit a mass of credit that goes to nobody.
-        Returns the fit, with share of credit on the true parents, rank and effective contributors before and after.
+        It answers "of whom is this nearly a copy?". k: for the figures only. null_distance: False gives all credit to
+        training images, also of generated images that resemble none.
+        Returns the fit and its figures on the probes, before (the paper's formula) and after.
         """
         from gmv_qdrant.evaluation.calibrate import calibrate
 

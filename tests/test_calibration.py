@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracle
@@ -12,7 +13,9 @@ from PIL import Image, ImageOps
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.evaluation.calibration import fit, parent_figures
+from gmv_qdrant.evaluation.fitting import Fit
+from gmv_qdrant.evaluation.fitting import fit as fit_any
+from gmv_qdrant.evaluation.parents import orphans_of_nobody, parent_figures
 from gmv_qdrant.evaluation.probes import LIGHTEST_PARENT, Recipe, make_probe, recipes
 
 
@@ -26,6 +29,11 @@ def drawn(
     p /= p.sum(axis=1, keepdims=True)
     chosen = (p.cumsum(axis=1) < random.random((probes, 1))).sum(axis=1)
     return d, np.eye(candidates)[chosen.clip(max=candidates - 1)]
+
+
+def fit(d: np.ndarray, w: np.ndarray, **options: Any) -> Fit:
+    """The temperature alone, in the distances' own unit."""
+    return fit_any(d, w, null_distance=False, relative=False, **options)
 
 
 def likelihood(d: np.ndarray, w: np.ndarray, temperature: float, lapse: float) -> float:
@@ -70,38 +78,64 @@ def test_missing_candidates_weigh_nothing() -> None:
     assert found.temperature == pytest.approx(fit(d, w).temperature, rel=0.02)
 
 
-def test_the_mass_of_nobody_is_found() -> None:
-    """Half of the probes have a parent at .2 among strangers at .6; the other half only strangers, from .55 on."""
+def likelihood_with_twins(
+    d: np.ndarray, w: np.ndarray, temperature: float, null_distance: float, lapse: float
+) -> float:
+    """Written out, probe by probe: its parents, and without them nobody."""
+    total, count = 0.0, 0
+    for row, weights in zip(d, w, strict=True):
+        if not weights.sum():
+            continue
+        for kept, of in ((np.isfinite(row), weights), (np.isfinite(row) & (weights == 0), None)):
+            mine = np.sort(row[kept])
+            unit = mine[min(29, len(mine) - 1)]
+            p = np.exp(-np.append(row[kept] / unit, null_distance) / temperature)
+            p = (1 - lapse) * p / p.sum() + lapse / len(p)
+            total += np.log(p[-1]) if of is None else float((of[kept] * np.log(p[:-1])).sum())
+            count += 1
+    return total / count
+
+
+def test_nobody_is_fitted_on_probes_without_their_parents() -> None:
+    """Parents at .35 among strangers at .6: without them, credit is nobody's; with them, it is theirs. Each image has a
+    scale of its own, which relative distances don't mind."""
     random = np.random.default_rng(5)
-    d = np.sort(
-        np.vstack([random.normal(0.6, 0.02, (400, 20)), random.normal(0.62, 0.02, (400, 20))]), axis=1
-    )
+    d = random.normal(0.6, 0.06, (400, 40))
+    d[:, 0] = random.normal(0.35, 0.08, 400)
     w = np.zeros_like(d)
-    d[:400, 0], w[:400, 0] = random.normal(0.2, 0.02, 400), 1.0
-    found = fit(d, w, null_distance=True)
+    w[:, 0] = 1.0
+    w[350:] = 0.0  # parents that recall missed say nothing
+    d *= random.uniform(0.5, 2.0, (400, 1))
+    found = fit_any(d, w)
+    assert found.relative
+    assert found.probes == 350
     assert found.null_distance is not None
-    assert 0.25 < found.null_distance < 0.56
-    credit = parent_figures(
-        d, w, training=1000, temperature=found.temperature, null_distance=found.null_distance
-    ).parent_share
-    assert credit > 0.45  # half of the probes have no parent at all
+    assert 0.4 < found.null_distance < 0.95
+    function = {"temperature": found.temperature, "null_distance": found.null_distance, "relative": True}
+    order = np.argsort(d, axis=1)
+    d, w = (np.take_along_axis(of, order, axis=1) for of in (d, w))
+    assert orphans_of_nobody(d, w, k=30, **function) > 0.75
+    assert parent_figures(d, w, training=1000, **function).parent_share > 0.75 * 350 / 400
+    assert found.log_likelihood == pytest.approx(
+        likelihood_with_twins(d, w, found.temperature, found.null_distance, found.lapse)
+    )
+    for temperature, null in ((1.1, 1.0), (0.9, 1.0), (1.0, 1.02), (1.0, 0.98)):
+        other = likelihood_with_twins(
+            d, w, temperature * found.temperature, null * found.null_distance, found.lapse
+        )
+        assert other <= found.log_likelihood + 1e-9
 
 
-@pytest.mark.parametrize("lapse", [True, False])
-def test_a_probe_without_any_candidate_belongs_to_nobody(lapse: bool) -> None:
-    """It has no distance to learn from, it isn't lost either, and no figure becomes NaN."""
+def test_images_without_any_candidate_dont_spoil_the_figures() -> None:
     d, w = drawn(0.1, probes=400)
     wider, parents = np.vstack([d, np.full((100, 20), np.inf)]), np.vstack([w, np.zeros((100, 20))])
-    found = fit(wider, parents, null_distance=True, lapse=lapse)
-    assert found.probes == 500
-    assert np.isfinite([found.temperature, found.null_distance, found.log_likelihood]).all()
-    assert found.temperature == pytest.approx(fit(d, w, lapse=lapse).temperature, rel=0.1)
-    figures = parent_figures(
-        wider, parents, training=1000, temperature=0.1, null_distance=found.null_distance
-    )
+    found = fit_any(wider, parents)
+    assert found == fit_any(d, w)
+    figures = parent_figures(wider, parents, training=1000, temperature=0.1, null_distance=0.5)
     assert np.isfinite(list(figures.as_dict().values())).all()
-    alone = parent_figures(d, w, training=1000, temperature=0.1, null_distance=found.null_distance)
+    alone = parent_figures(d, w, training=1000, temperature=0.1, null_distance=0.5)
     assert figures.parent_share == pytest.approx(0.8 * alone.parent_share)
+    assert figures.overlap == pytest.approx(0.8 * alone.overlap)
     assert figures.effective_contributors == pytest.approx(alone.effective_contributors)
 
 
@@ -141,8 +175,10 @@ def test_figures_equal_those_of_the_whole_matrix() -> None:
     assert found.parent_share == pytest.approx(share.mean())
     assert found.parent_share_se == pytest.approx(share.std(ddof=1) / np.sqrt(images))
     assert found.correlation == pytest.approx(np.corrcoef(truth.ravel(), given.ravel())[0, 1])
-    within = np.corrcoef(w[:, :k].ravel(), np.take_along_axis(given, who, axis=1)[:, :k].ravel())[0, 1]
-    assert found.correlation_within == pytest.approx(within)
+    overlap = np.minimum(given, truth).sum(axis=1)
+    assert found.overlap == pytest.approx(overlap.mean())
+    assert found.overlap_se == pytest.approx(overlap.std(ddof=1) / np.sqrt(images))
+    assert found.nobody == pytest.approx(0)
     assert found.recalled == pytest.approx((w == 0.7).any(axis=1).mean())
     assert found.first_rate == pytest.approx((w[:, 0] == 0.7).mean())
     assert found.rank == np.median(np.flatnonzero((w == 0.7).ravel()) % candidates) + 1
@@ -151,13 +187,12 @@ def test_figures_equal_those_of_the_whole_matrix() -> None:
 def test_figures_perfect_and_all_ties() -> None:
     d, w = np.tile([0.0, 5.0, 6.0], (4, 1)), np.tile([1.0, 0.0, 0.0], (4, 1))
     perfect = parent_figures(d, w, training=10, temperature=0.01)
-    assert (perfect.parent_share, perfect.first_rate, perfect.rank) == (1.0, 1.0, 1.0)
+    assert (perfect.parent_share, perfect.overlap, perfect.first_rate, perfect.rank) == (1.0, 1.0, 1.0, 1.0)
     assert perfect.correlation == pytest.approx(1.0)
     assert perfect.effective_contributors == pytest.approx(1.0)
     flat = parent_figures(np.ones((4, 3)), w, training=10)
     assert flat.parent_share == pytest.approx(1 / 3)
     assert flat.effective_contributors == pytest.approx(3.0)
-    assert flat.correlation_within == 0.0
     unseen = parent_figures(d, np.zeros_like(w), training=10, weights=np.ones((4, 1)))
     assert (unseen.recalled, unseen.parent_share, unseen.first_rate) == (0.0, 0.0, 0.0)
     assert np.isnan(unseen.rank)
@@ -241,11 +276,14 @@ def test_calibrate_moves_credit_to_the_parents_of_images_it_never_saw(
     assert fitted["after"]["parent_share"] > 5 * fitted["before"]["parent_share"]
     assert fitted["before"]["effective_contributors"] > 29
     rows = workspace.evaluate("known-parents", options={"calibrations": ("mine",)})["rows"]
-    paper, calibrated = rows
-    assert (paper["values"], calibrated["values"]) == ("paper", "calibration mine")
+    paper, with_nobody, calibrated = rows
+    assert [row["values"] for row in rows] == ["paper", "calibration mine", "mine, without nobody"]
+    assert fitted["nobody_without_parents"] > 0.7
+    if views == "flip":  # otherwise no parent of the mirrored half is found
+        assert 0 < with_nobody["nobody"] < 0.3
     assert calibrated["parent_share"] > 5 * paper["parent_share"]
     if views == "flip":
         assert calibrated["parent_share"] > 0.8
         assert calibrated["first_rate"] > 0.9
     credits = workspace.credits("image", calibration="mine").fetchall()
-    assert sum(row[3] for row in credits) == pytest.approx(60)
+    assert sum(row[3] for row in credits) == pytest.approx(60 * (1 - with_nobody["nobody"]))

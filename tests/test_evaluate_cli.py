@@ -98,7 +98,7 @@ def test_what_the_figures_say(workspace: Path) -> None:
         workspace, "evaluate", "membership", "--attribute", "trained", "--calibration", "default"
     )
     assert membership["test"]["p"] < 0.01
-    paper, calibrated = gmv(workspace, "evaluate", "known-parents", "--calibration", "default")["rows"]
+    paper, _, calibrated = gmv(workspace, "evaluate", "known-parents", "--calibration", "default")["rows"]
     assert paper["first_rate"] == calibrated["first_rate"] == 1.0
     assert calibrated["parent_share"] > 4 * paper["parent_share"]
 

@@ -271,15 +271,19 @@ def import_scores(workspace: Any, file: Path, into: Path, as_json: bool, **optio
     "-k", type=click.IntRange(min=1), default=30, show_default=True, help="Contributors, for the figures."
 )
 @click.option(
-    "--null",
+    "--null/--no-null",
     "null_distance",
-    is_flag=True,
-    help="Also fit the distance at which credit goes to nobody.",
+    default=True,
+    show_default=True,
+    help="Credit for nobody, where an image resembles no training image.",
 )
 @run_options
 @with_workspace
 def calibrate(workspace: Any, as_json: bool, **options: Any) -> None:
-    """Fit the temperature on probes: training images, transformed, whose parents are known."""
+    """Fit a value function that answers "of whom is this nearly a copy?".
+
+    It is fitted on probes: training images, transformed, whose parents are known.
+    """
     figures = workspace.calibrate(**options)
     if as_json:
         print_json(figures)

@@ -1,6 +1,7 @@
 """Calibrate: make probes of training images, match them like generated images, fit the value function to their parents.
 
-The probes go through the same decoding, networks, recall and re-ranking as generated images do; nothing of
+The answer is to one question: of whom is this nearly a copy? (What a model would lose without an image is another:
+`LOSS`.) The probes go through the same decoding, networks, recall and re-ranking as generated images do; nothing of
 them is kept but the fit and its figures.
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gmv_qdrant.errors import ImageError, SettingsError
-from gmv_qdrant.evaluation.calibration import fit, parent_figures
+from gmv_qdrant.evaluation.fitting import fit
+from gmv_qdrant.evaluation.parents import orphans_of_nobody, parent_figures
 from gmv_qdrant.evaluation.probes import Recipe, make_probe, recipes
 from gmv_qdrant.images.decode import decode
 from gmv_qdrant.images.records import Record, Unusable
@@ -64,18 +67,19 @@ def calibrate(
     d, w, truth = np.stack(distances), np.stack(parents), np.array(truths)
     with run.timed("fit"):
         found = fit(d, w, null_distance=null_distance)
-    before, after = (
-        parent_figures(d, w, training=len(training), weights=truth, k=k, temperature=t, null_distance=none)
-        for t, none in ((1.0, None), (found.temperature, found.null_distance))
-    )
+    functions: dict[str, dict[str, Any]] = {
+        "before": {},
+        "after": {"temperature": found.temperature, "null_distance": found.null_distance, "relative": True},
+    }
     figures = {
-        "probes": found.probes,
-        "temperature": found.temperature,
-        "null_distance": found.null_distance,
-        "lapse": found.lapse,
-        "at_bound": found.at_bound,
-        "before": before.as_dict(),
-        "after": after.as_dict(),
+        **{name: value for name, value in asdict(found).items() if name != "log_likelihood"},
+        **{
+            name: parent_figures(d, w, training=len(training), weights=truth, k=k, **function).as_dict()
+            for name, function in functions.items()
+        },
+        "nobody_without_parents": orphans_of_nobody(d, w, k=k, **functions["after"])
+        if null_distance
+        else None,
     }
     with ledger.write() as con:
         version = con.execute(
@@ -89,7 +93,7 @@ def calibrate(
                 "version": [version],
                 "temperature": [found.temperature],
                 "null_distance": [found.null_distance],
-                "relative": [False],
+                "relative": [found.relative],
                 "fitted_at": [utc_now()],
                 "settings": [
                     json.dumps(
@@ -116,15 +120,14 @@ def _matched(parts: Assembly, wanted: list[Recipe], uris: list[str]) -> Iterator
             except ImageError as error:
                 return Unusable(uris[row], str(error), error.kind)
         buffer = io.BytesIO()
-        make_probe(recipe, images).save(buffer, "PNG", compress_level=1)
+        make_probe(recipe, images, mirrored=parts.settings.views != "none").save(buffer, "PNG", compress_level=1)
         return Loaded.of(Record(uri=f"probe:{number}"), buffer.getvalue())
 
     for numbers in batched(range(len(wanted)), 64):
         probes = list(mapped(make, [(n, wanted[n]) for n in numbers], threads=parts.settings.workers))
         embedded = list(embedder(probe for probe in probes if isinstance(probe, Loaded)))
-        for failed in [*probes, *embedded]:
-            if isinstance(failed, Unusable):
-                parts.run.quarantine(failed.uri, failed.reason, failed.kind)
+        # a probe is nobody's input: what can't be used is counted, and no row of the user's quarantine
+        parts.run.counts["probes_left_out"] += sum(isinstance(one, Unusable) for one in (*probes, *embedded))
         images = [image for image in embedded if isinstance(image, Embedded)]
         if images:
             for image, matches in zip(images, find_evidence(images, matcher), strict=True):

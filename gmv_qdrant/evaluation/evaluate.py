@@ -14,10 +14,9 @@ import numpy as np
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation import criteria, evidence
-from gmv_qdrant.evaluation.calibration import parent_figures
 from gmv_qdrant.evaluation.criteria import Figures
 from gmv_qdrant.evaluation.evidence import Group
-from gmv_qdrant.evaluation.parents import known_parents
+from gmv_qdrant.evaluation.parents import known_parents, parent_figures
 from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import ValueFunction, counts, value_function
 
@@ -157,22 +156,22 @@ def efficiency(ledger: Readable, function: ValueFunction) -> Figures:
 
 def parents(ledger: Readable, function: ValueFunction, *, calibrations: Sequence[str] = ()) -> Figures:
     """Where the credit of generated images goes whose parents are known: a row for the paper's formula, one for
-    ``function`` where it differs, and one for each calibration."""
+    ``function`` where it differs, and one for each calibration, without and with credit for nobody."""
     known = known_parents(ledger, function.batch)
-    paper = ValueFunction(k=function.k, batch=function.batch)
-    asked = {"paper": paper}
-    if (function.temperature, function.null_distance) != (1.0, None):
+    asked = {"paper": ValueFunction(k=function.k)}
+    if (function.temperature, function.null_distance, function.relative) != (1.0, None, False):
         asked[f"temperature {function.temperature:g}"] = function
     for name in calibrations:
-        asked[f"calibration {name}"] = value_function(
-            ledger, calibration=name, k=function.k, batch=function.batch
-        )
+        fitted = value_function(ledger, calibration=name, k=function.k)
+        asked[f"calibration {name}"] = fitted
+        if fitted.null_distance is not None:
+            asked[f"{name}, without nobody"] = replace(fitted, null_distance=None)
     training = counts(ledger)["training"]["images"]
     rows = []
     for name, each in asked.items():
         figures = parent_figures(
             known.distances, known.parents, training=training, weights=known.weights, k=each.k,
-            temperature=each.temperature, null_distance=each.null_distance,
+            temperature=each.temperature, null_distance=each.null_distance, relative=each.relative,
         )  # fmt: skip
         rows.append({"values": name, "temperature": each.temperature, **figures.as_dict()})
     main = known.parents.argmax(axis=1)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from gmv_qdrant import method
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation.evidence import resolve
 from gmv_qdrant.ledger.database import Readable, literal
@@ -104,6 +105,10 @@ def known_parents(ledger: Readable, batch: str | None) -> KnownParents:
         GROUP BY generated_key ORDER BY generated_key"""
     ).to_pylist()
     evidence = [row for row in evidence if row["generated_key"] in truth]
+    if not evidence:
+        raise SettingsError(
+            f"none of the {len(truth):,} generated images with known parents has matches: run 'gmv-qdrant update'"
+        )
     width = max(len(row["keys"]) for row in evidence)
     most = max(len(named) for named in truth.values())
     distances = np.full((len(evidence), width), np.inf)
@@ -119,3 +124,102 @@ def known_parents(ledger: Readable, batch: str | None) -> KnownParents:
         parents[i, :count] = [of_key.get(key, 0.0) for key in row["keys"]]
         weights[i, : len(of_key)] = sorted(of_key.values(), reverse=True)
     return KnownParents(distances, views, parents, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class ParentFigures:
+    """How credit falls on known parents; means over the images, ``*_se`` standard errors.
+
+    overlap: sum of min(credit, true weight), 1 where credit is the truth. parent_share: credit of the true parents,
+    and correlation: of credit with the true weights, over all pairs of an image and a training image; both also reward
+    giving everything to one parent. Parents that weren't recalled count in all three.
+    first_rate: how often the main parent (the heaviest) is the nearest. recalled: how often it is a candidate. rank:
+    its median rank where it is one. effective_contributors: exp of the entropy of an image's credit. nobody: credit
+    that no training image gets.
+    """
+
+    overlap: float
+    overlap_se: float
+    parent_share: float
+    parent_share_se: float
+    correlation: float
+    first_rate: float
+    first_rate_se: float
+    recalled: float
+    rank: float
+    effective_contributors: float
+    nobody: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def parent_figures(
+    distances: np.ndarray,
+    parents: np.ndarray,
+    *,
+    training: int,
+    weights: np.ndarray | None = None,
+    k: int | None = 30,
+    temperature: float = 1.0,
+    null_distance: float | None = None,
+    relative: bool = False,
+) -> ParentFigures:
+    """Figures of Eq. 6 with this value function.
+
+    distances: float64 ``(p, K)``, ascending, inf where an image has fewer candidates. parents: float64 ``(p, K)``, the
+    weight of each candidate as a parent. training: number of training images. weights: float64 ``(p, most)``, of all
+    parents, recalled or not; None when every parent is a candidate.
+    """
+    weights = parents if weights is None else weights
+    d = method.relative(distances) if relative else distances
+    credit = method.shares(d, k=k, temperature=temperature, null_distance=null_distance)
+    there = np.isfinite(distances[:, 0])
+    share = (credit * (parents > 0)).sum(axis=1)
+    overlap = np.minimum(credit, parents).sum(axis=1)
+    is_main = (parents > 0) & (parents >= weights.max(axis=1, keepdims=True) * (1 - 1e-9))
+    main = np.where(is_main.any(axis=1), is_main.argmax(axis=1), -1)
+    first = (main == 0).astype(np.float64)
+    return ParentFigures(
+        overlap=float(overlap.mean()),
+        overlap_se=_standard_error(overlap),
+        parent_share=float(share.mean()),
+        parent_share_se=_standard_error(share),
+        correlation=_correlation(credit, parents, weights, len(d) * training),
+        first_rate=float(first.mean()),
+        first_rate_se=_standard_error(first),
+        recalled=float((main >= 0).mean()),
+        rank=float(np.median(main[main >= 0]) + 1) if (main >= 0).any() else float("nan"),
+        effective_contributors=float(method.effective_contributors(credit[there]).mean())
+        if there.any()
+        else 0.0,
+        nobody=float(1 - credit.sum(axis=1).mean()),
+    )
+
+
+def orphans_of_nobody(distances: np.ndarray, parents: np.ndarray, **function: Any) -> float:
+    """The share of credit that nobody gets when the parents are taken out of the candidates: 1 is right.
+
+    distances, parents and function: as in `parent_figures`; images without a recalled parent don't count.
+    """
+    recalled = (parents > 0).any(axis=1)
+    d = np.sort(np.where(parents[recalled] > 0, np.inf, distances[recalled]), axis=1)
+    if not len(d):
+        return float("nan")
+    if function.pop("relative", False):
+        d = method.relative(d)
+    return float(1 - method.shares(d, **function).sum(axis=1).mean())
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def _correlation(credit: np.ndarray, parents: np.ndarray, weights: np.ndarray, pairs: int) -> float:
+    """Pearson's of credit and true weights over ``pairs``, most of which are 0 on both sides; 0 without variation."""
+    of_credit = float((credit**2).sum()) - float(credit.sum()) ** 2 / pairs
+    of_truth = float((weights**2).sum()) - float(weights.sum()) ** 2 / pairs
+    if min(of_credit, of_truth) <= 1e-12 * pairs:
+        return 0.0
+    product = float((credit * parents).sum()) - float(credit.sum()) * float(weights.sum()) / pairs
+    return product / float(np.sqrt(of_credit * of_truth))

@@ -5,7 +5,7 @@ a real generated set, and no label, is looked at.
 
 1. blend with a second training image of the same label (half of the probes), ``w`` of the first in [0.5, 0.9]
 2. crop to 84-100 % of each side, anywhere, and back to size (always)
-3. mirror (half)
+3. mirror (half; not at all where generated images are matched as they are only, for then no parent could be found)
 4. brightness, contrast and saturation by a factor in [0.85, 1.15] (always)
 5. Gaussian blur with a radius of up to 2.5 % of the shorter side (half)
 6. JPEG at quality 40 to 95 (half)
@@ -61,14 +61,14 @@ def recipes(count: int, labels: Sequence[str | None], seed: int) -> list[Recipe]
     return made
 
 
-def make_probe(recipe: Recipe, parents: list[Image.Image]) -> Image.Image:
-    """The probe of these RGB parents, in the size of the first."""
+def make_probe(recipe: Recipe, parents: list[Image.Image], *, mirrored: bool = True) -> Image.Image:
+    """The probe of these RGB parents, in the size of the first. mirrored: half of the probes are."""
     random = np.random.default_rng(recipe.seed)
     image = parents[0]
     if len(parents) > 1:
         image = Image.blend(image, parents[1].resize(image.size, Image.Resampling.BICUBIC), recipe.weights[1])
     image = _crop(image, random)
-    if random.random() < MIRROR:
+    if random.random() < MIRROR and mirrored:
         image = ImageOps.mirror(image)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(float(random.uniform(1 - JITTER, 1 + JITTER)))

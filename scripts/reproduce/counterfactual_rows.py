@@ -3,98 +3,25 @@ generated one. Only the order within a row's sums over subsets counts, not their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import common
 import counterfactual_truth as truths
 import numpy as np
 import research
 import retrained
+import spaces
 import torch
-from PIL import Image
+from spaces import CANDIDATES, Evidence, Space
 
 from gmv_qdrant import method
-from gmv_qdrant.evaluation import calibration, probes
-from gmv_qdrant.models.encoders import Encoder, Runtime, load_distance, load_encoder
+from gmv_qdrant.evaluation.fitting import fit
 
-CANDIDATES = 200
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 """In units of an image's 30th distance."""
 MODELS = 3
 """Models of all images, by other seeds, over which gradient methods are averaged."""
-
-
-def pictures(images: np.ndarray) -> list[Image.Image]:
-    return [Image.fromarray(image).convert("RGB") for image in images]
-
-
-def vectors(encoder: Encoder, images: list[Image.Image], file: Path | None) -> np.ndarray:
-    """float32 ``(n, dim)``, kept in a file."""
-    if file and file.exists():
-        kept: np.ndarray = np.load(file)
-        return kept
-    parts = [
-        encoder.encode(torch.stack([encoder.prepare(image) for image in images[start : start + 32]]))
-        for start in range(0, len(images), 32)
-    ]
-    if file:
-        np.save(file, np.concatenate(parts))
-    return np.concatenate(parts)
-
-
-@dataclass
-class Space:
-    """Vectors of training images, generated ones and probes, and the metric that compares them."""
-
-    training: np.ndarray
-    made: np.ndarray
-    probes: np.ndarray
-    metric: method.Metric
-
-    def with_thumbnail(self, other: Space, weight: float, *, unit: bool) -> Space:
-        """Composed: ``other`` times sqrt(weight) is appended; with ``unit``, vectors stay of length 1."""
-        scale = np.float32((1 + weight) ** -0.5 if unit else 1.0)
-        pairs = [(getattr(self, name), getattr(other, name)) for name in ("training", "made", "probes")]
-        return Space(
-            *(scale * np.hstack([a, np.float32(weight**0.5) * b]) for a, b in pairs), metric=self.metric
-        )
-
-
-@dataclass
-class Evidence:
-    """Candidates ``(m, K)``, nearest first, and their distances; the same for probes, with their parents' weights."""
-
-    rows: np.ndarray
-    distances: np.ndarray
-    probe_rows: np.ndarray
-    probe_distances: np.ndarray
-    probe_parents: np.ndarray
-
-
-def evidence(recall: Space, rerank: Space, recipes: list[probes.Recipe], candidates: int) -> Evidence:
-    found = []
-    for which in ("made", "probes"):
-        rows, _ = method.nearest(recall.metric, recall.training, getattr(recall, which), candidates)
-        d = np.stack([
-            method.distances(rerank.metric, one, rerank.training[mine])
-            for one, mine in zip(getattr(rerank, which), rows, strict=True)
-        ])  # fmt: skip
-        order = np.argsort(d, axis=1, kind="stable")
-        found += [np.take_along_axis(rows, order, axis=1), np.take_along_axis(d, order, axis=1)]
-    parents = np.zeros(found[3].shape)
-    for i, recipe in enumerate(recipes):
-        for row, weight in zip(recipe.parents, recipe.weights, strict=True):
-            parents[i, found[2][i] == row] = weight
-    return Evidence(*found, parents)
-
-
-def dense(rows: np.ndarray, credit: np.ndarray, n: int) -> np.ndarray:
-    out = np.zeros((len(rows), n))
-    np.put_along_axis(out, rows, credit, axis=1)
-    return out
 
 
 class Rows:
@@ -103,28 +30,14 @@ class Rows:
     def __init__(self, kit: common.Kit, name: str, truth: truths.Truth, work: Path, probe_count: int) -> None:
         self.name, self.truth, self.work = name, truth, work
         self.n, self.m = len(truth.images), len(truth.made)
-        self.recipes = probes.recipes(probe_count, [str(label) for label in truth.labels], 0)
-        self.parts = {"training": pictures(truth.images), "made": pictures(truth.made)}
-        self.parts["probes"] = [
-            probes.make_probe(recipe, [self.parts["training"][row] for row in recipe.parents])
-            for recipe in self.recipes
-        ]
-        runtime = Runtime(device="cpu")
-        of = kit.encoder("efficientnet")
-        self.recall = self.space(
-            load_encoder(of["encoder"], weights=of["encoder_weights"], runtime=runtime), "recall"
-        )
-        self.lpips = self.space(load_distance("lpips:alex@64", runtime=runtime), "lpips")
-        self.thumbnails = Space(
-            *(research.thumbnails(self.parts[part]) for part in ("training", "made", "probes")),
-            metric="sqeuclid",
-        )
-
-    def space(self, encoder: Encoder, name: str) -> Space:
-        files = {part: self.work / f"{name}-{part}.npy" for part in self.parts}
-        return Space(
-            *(vectors(encoder, self.parts[part], files[part]) for part in self.parts), metric=encoder.metric
-        )
+        training = spaces.pictures(truth.images)
+        self.recipes, made = spaces.make_probes(training, truth.labels.tolist(), probe_count, 0, mirror=False)
+        self.training = training
+        self.others = {"made": spaces.pictures(truth.made), "probes": made}
+        recall, lpips = spaces.encoders(kit, "efficientnet", "lpips:alex@64")
+        self.recall = spaces.space(recall, training, self.others, work / "recall", mirror=False)
+        self.lpips = spaces.space(lpips, training, self.others, work / "lpips", mirror=False)
+        self.thumbnails = spaces.thumbnails(training, self.others, mirror=False)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         yield from self.simple()
@@ -137,7 +50,7 @@ class Rows:
 
     def simple(self) -> Iterator[tuple[str, np.ndarray]]:
         yield "random", np.random.default_rng(0).random((self.m, self.n))
-        cosine = self.recall.made @ self.recall.training.T
+        cosine = self.recall.others["made"][0] @ self.recall.training.T
         yield "cosine, EfficientNet", cosine
         nearest = np.argsort(-cosine, axis=1)[:, :30]
         classes = (self.truth.labels[nearest][:, :, None] == self.truth.labels).mean(axis=1)
@@ -201,76 +114,50 @@ class Rows:
         return found
 
     def ours(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The paper's formula; calibrated (relative and with nobody); and a grid of temperatures, k = 30 and all K."""
-        d = method.nearest("euclid", self.recall.training, self.recall.made, CANDIDATES)
-        yield "No-Rerank, paper", dense(d[0], method.shares(d[1]), self.n)
+        """The paper's formula; calibrated; and a grid of temperatures, for k = 30 and all K."""
+        unit = Space(self.recall.training, self.recall.others, "euclid")
+        found = spaces.evidence(unit, unit, "made")
+        yield "No-Rerank, paper", found.dense(method.shares(found.distances), self.n)
         for name, (recall, rerank) in self.compositions().items():
-            found = evidence(recall, rerank, self.recipes, CANDIDATES)
-            yield from self.functions(name, found)
+            made, probes = (spaces.evidence(recall, rerank, which) for which in ("made", "probes"))
+            relative = method.relative(made.distances)
+            fitted = fit(probes.distances, probes.parents(self.recipes), null_distance=False)
+            yield f"{name}, paper", made.dense(method.shares(made.distances), self.n)
+            credit = method.shares(relative, temperature=fitted.temperature)
+            yield f"{name}, calibrated, k = 30", made.dense(credit, self.n)
+            yield from self.grid(name, made, relative)
 
-    def functions(self, name: str, found: Evidence) -> Iterator[tuple[str, np.ndarray]]:
-        def row(d: np.ndarray, **options: Any) -> np.ndarray:
-            return dense(found.rows, method.shares(d, **options), self.n)
-
-        yield f"{name}, paper", row(found.distances)
-        relative = method.relative(found.distances)
-        fitted = calibration.fit(
-            method.relative(found.probe_distances), found.probe_parents, null_distance=True
-        )
-        yield f"{name}, calibrated, k = 30", row(relative, temperature=fitted.temperature)
-        yield (
-            f"{name}, calibrated with nobody, k = 30",
-            row(relative, temperature=fitted.temperature, null_distance=fitted.null_distance),
-        )
+    def grid(self, name: str, found: Evidence, distances: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         for k in (30, None):
             for temperature in TEMPERATURES:
-                yield (
-                    f"{name}, k = {k or CANDIDATES}, T = {temperature:g}",
-                    row(relative, k=k, temperature=temperature),
-                )
+                credit = method.shares(distances, k=k, temperature=temperature)
+                yield f"{name}, k = {k or CANDIDATES}, T = {temperature:g}", found.dense(credit, self.n)
 
     # -- research ---------------------------------------------------------------------------------------
 
     def researched(self) -> Iterator[tuple[str, np.ndarray]]:
-        recall, rerank = self.compositions()["A: LPIPS + 0.2 thumbnail"]
-        found = evidence(recall, rerank, self.recipes, CANDIDATES)
-        yield from self.two_parents(found)
-        yield from self.without_hubs(rerank, found)
-        yield (
-            "H: patches",
-            self.kept("patches", lambda: research.patches(self.parts["training"], self.parts["made"])),
-        )
-
-    def kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        file = self.work / f"{name}.npy"
-        if not file.exists():
-            np.save(file, make())
-        kept: np.ndarray = np.load(file)
-        return kept
-
-    def two_parents(self, found: Evidence) -> Iterator[tuple[str, np.ndarray]]:
-        relative, of_probes = method.relative(found.distances), method.relative(found.probe_distances)
-        fitted = calibration.fit(of_probes, found.probe_parents)
-        credit = dense(found.rows, method.shares(relative, temperature=fitted.temperature), self.n)
-        probe_credit = dense(
-            found.probe_rows, method.shares(of_probes, temperature=fitted.temperature), self.n
-        )
-        training = self.parts["training"]
-        mine = research.pairs(training, self.parts["made"], found.rows[:, :10])
-        theirs = research.pairs(training, self.parts["probes"], found.probe_rows[:, :10])
-        truth = np.zeros_like(probe_credit)
-        for i, recipe in enumerate(self.recipes):
-            truth[i, list(recipe.parents)] = recipe.weights
-        z = research.fit_pairs(probe_credit, theirs, truth)
-        yield "B: two parents, A: LPIPS + 0.2 thumbnail", research.add_pairs(credit, mine, z)
-
-    def without_hubs(self, rerank: Space, found: Evidence) -> Iterator[tuple[str, np.ndarray]]:
+        name = "A: LPIPS + 0.2 thumbnail"
+        recall, rerank = self.compositions()[name]
+        made, probes = (spaces.evidence(recall, rerank, which) for which in ("made", "probes"))
+        yield f"B: two parents, {name}", self.two_parents(made, probes)
         parents = [recipe.parents for recipe in self.recipes]
-        hubs = research.hubs(rerank.training, rerank.probes, parents, rerank.metric)
-        unit = float(np.median(found.distances[:, 29]))
-        shifted = (found.distances - hubs[found.rows] / 2) / unit
-        for k in (30, None):
-            for temperature in TEMPERATURES:
-                credit = method.shares(shifted, k=k, temperature=temperature)
-                name = f"E: hubs, A: LPIPS + 0.2 thumbnail, k = {k or CANDIDATES}, T = {temperature:g}"
-                yield name, dense(found.rows, credit, self.n)
+        hubs = research.hubs(rerank.training, rerank.others["probes"][0], parents, rerank.metric)
+        shifted = (made.distances - hubs[made.rows] / 2) / np.median(made.distances[:, 29])
+        yield from self.grid(f"E: hubs, {name}", made, shifted)
+        file = self.work / "patches.npy"
+        if not file.exists():
+            np.save(file, research.patches(self.training, self.others["made"]))
+        yield "H: patches", np.load(file)
+
+    def two_parents(self, made: Evidence, probes: Evidence) -> np.ndarray:
+        truth = probes.dense(probes.parents(self.recipes), self.n)
+        fitted = fit(probes.distances, probes.parents(self.recipes), null_distance=False)
+        credit, of_probes = (
+            each.dense(method.shares(method.relative(each.distances), temperature=fitted.temperature), self.n)
+            for each in (made, probes)
+        )
+        mine, theirs = (
+            research.pairs(self.training, self.others[name], each.rows[:, :10])
+            for name, each in (("made", made), ("probes", probes))
+        )
+        return research.add_pairs(credit, mine, research.fit_pairs(of_probes, theirs, truth))

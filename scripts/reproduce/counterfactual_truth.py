@@ -29,14 +29,14 @@ class Size:
     halves: int = 128
     owners: int = 50
     half_seeds: int = 4
-    owner_seeds: int = 10
+    owner_seeds: int = 4
     together: int = 32
 
 
 SIZES = {
     "full": {
         "vae": Size(),
-        "flow": Size(half_seeds=2, owner_seeds=4),
+        "flow": Size(halves=64, half_seeds=2, owner_seeds=2),
         "local": Size(images=600, half_seeds=1, owner_seeds=1),
     },
     "small": {
