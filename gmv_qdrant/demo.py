@@ -109,7 +109,7 @@ def _tell_figures(figures: dict[str, Any], tell: Callable[[str], None]) -> None:
         paper = figures["paper"].get(owner, (0.0,))[0]
         interval = f"{low:.1%} to {high:.1%}"
         tell(f"  {owner:<18}{share:9.1%}{paper:9.1%}{value:12.1%}{interval:>18}")
-    paper, fitted = (row["parent_share"] for row in figures["parents"]["rows"])
+    paper, *_, fitted = (row["parent_share"] for row in figures["parents"]["rows"])
     tell(
         f"Of an image's credit, its two true parents get {paper:.0%} by the paper's formula, which spreads it\n"
         f"almost evenly over the 30 nearest, and {fitted:.0%} at the temperature that 'calibrate' fitted on training\n"

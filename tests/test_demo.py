@@ -26,7 +26,7 @@ def test_the_demo_makes_the_case_and_goes_on(tmp_path: Path) -> None:
         for name in ("paper", "calibrated")
     }
     assert off["calibrated"] < 0.6 * off["paper"]
-    paper, fitted = (row["parent_share"] for row in figures["parents"]["rows"])
+    paper, *_, fitted = (row["parent_share"] for row in figures["parents"]["rows"])
     assert fitted > 5 * paper
     assert workspace.status()["store"]["coded_points"] == figures["training_images"]
     assert workspace.sql("SELECT count(*) FROM generated").fetchall() == [(GENERATED,)]

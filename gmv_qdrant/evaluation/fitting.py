@@ -1,23 +1,25 @@
 """Fitting a value function: maximum likelihood on probes whose parents are known.
 
 The paper's exp(-d) has no scale. With distances d in units of each probe's 30th, the credit of candidate i is
-p_i = exp(-d_i / T) / Z. Two things are fitted along:
+p_i = exp(-d_i / T) / Z. A parent is drawn from (1 - lapse) p_i + lapse / candidates: some probes are beyond recognition
+(a crop of a blank corner), their parents lie among strangers and say nothing about the scale that tells parents from
+strangers, yet under plain maximum likelihood they would flatten it for all. The lapse rate is fitted along, reported,
+and no part of the value function.
 
-- **Nobody.** Each probe is used twice, with its parents and with them taken out of its candidates. The second time the
-  right answer is that nobody made it: one more candidate at the null distance d_0, the same for all images.
-- **The lapse rate.** Some probes are beyond recognition (a crop of a blank corner): their parents lie among
-  strangers and say nothing about the scale that tells parents from strangers, yet under plain maximum likelihood they
-  would flatten it for all. So a parent is drawn from (1 - lapse) p_i + lapse / candidates. The rate is reported, and
-  is no part of the value function.
+**Nobody** is one more candidate at the null distance d_0, the same for all images. At the T that tells parents from
+strangers, d_0 is fitted on each probe twice: with its parents, when credit is theirs, and with them taken out of its
+candidates, when it is nobody's. (Fitted together, a T that has to serve both would be too large to tell parents apart
+wherever images without parents can't be told either.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logsumexp
 
 from gmv_qdrant import method
@@ -33,8 +35,8 @@ LEAST_LAPSE = 1e-4
 class Fit:
     """temperature and null_distance (None: not asked for): in units of an image's 30th distance where ``relative``.
 
-    lapse: share of parents that the temperature can't explain. log_likelihood: mean over the probes, and their twins
-    without parents. probes: those with a parent among their candidates; others say nothing.
+    lapse: share of parents that the temperature can't explain. log_likelihood: of the parents, mean over the probes.
+    probes: those with a parent among their candidates; others say nothing.
     at_bound: the likelihood still grew at the end of the search range.
     """
 
@@ -68,59 +70,72 @@ def fit(
             "or use an encoder that keeps more of the image"
         )
     d, w = distances[recalled], parents[recalled]
-    if null_distance:
-        d = np.vstack([d, np.where(w > 0, np.inf, d)])
-        w = np.column_stack([np.vstack([w, np.zeros_like(w)]), np.repeat([0.0, 1.0], len(w))])
-    if relative:
-        d = method.relative(d)
-    finite = np.isfinite(d)
-    spread = float(d[finite].std())
-    if not spread > 0:
+    unit = method.relative if relative else np.asarray
+    alone = _Likelihood(unit(d), w)
+    if not alone.spread > 0:
         raise SettingsError("all distances are equal, so no temperature tells parents from others")
-    likelihood = _Likelihood(np.where(finite, d, 0.0), finite, w, spread, null_distance, lapse)
-    found = likelihood.largest()
+    bound, rarest = np.log(WIDEST), np.log(LEAST_LAPSE)
+    found = min(
+        (
+            minimize(
+                lambda at: alone(np.exp(at[0]) / alone.spread, expit(at[1]) if lapse else 0.0),
+                np.array(start),
+                bounds=[(-bound, bound), (rarest, -rarest) if lapse else (0.0, 0.0)],
+                method="L-BFGS-B",
+            )
+            for start in product((0.0, 2.0, 5.0), (-5.0, -1.0) if lapse else (0.0,))
+        ),
+        key=lambda result: float(result.fun),
+    )
+    temperature = float(alone.spread / np.exp(found.x[0]))
+    rate = float(expit(found.x[1])) if lapse else 0.0
     return Fit(
-        temperature=float(spread / np.exp(found.x[0])),
-        null_distance=float(found.x[2] * spread) if null_distance else None,
+        temperature=temperature,
+        null_distance=_null_distance(d, w, unit, temperature, rate) if null_distance else None,
         relative=relative,
-        lapse=float(expit(found.x[1])) if lapse else 0.0,
+        lapse=rate,
         log_likelihood=-float(found.fun),
         probes=int(recalled.sum()),
-        at_bound=bool(abs(found.x[0]) > np.log(WIDEST) - 1e-3),
+        at_bound=bool(abs(found.x[0]) > bound - 1e-3),
     )
 
 
+def _null_distance(
+    d: np.ndarray, w: np.ndarray, unit: Callable[[np.ndarray], np.ndarray], temperature: float, rate: float
+) -> float:
+    """The likeliest, for the probes and for their twins without parents."""
+    without = unit(np.where(w > 0, np.inf, d))
+    d = np.vstack([unit(d), without])
+    w = np.column_stack([np.vstack([w, np.zeros_like(w)]), np.repeat([0.0, 1.0], len(w))])
+    nearest = d.min(axis=1, initial=np.inf)
+    nearest = np.sort(nearest[np.isfinite(nearest)])
+    likelihood = _Likelihood(np.column_stack([d, np.zeros(len(d))]), w)
+
+    def negative(null_distance: float) -> float:
+        likelihood.d[:, -1] = null_distance
+        return likelihood(1 / temperature, max(rate, LEAST_LAPSE))
+
+    # it may have several maxima: the best of a grid first
+    grid = np.unique(np.append(np.quantile(nearest, np.linspace(0, 1, 101)), nearest[-1] + 5 * temperature))
+    best = int(np.argmin([negative(at) for at in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = minimize_scalar(negative, bounds=(low, high), method="bounded", options={"xatol": 1e-9 * high})
+    return float(found.x)
+
+
 class _Likelihood:
-    """Of log(spread / T), the lapse rate's logit and the null distance over the spread."""
+    """Of parents ``w`` ``(p, K)`` among candidates at distances ``d`` ``(p, K)``, inf where there is none."""
 
-    def __init__(
-        self, d: np.ndarray, finite: np.ndarray, w: np.ndarray, spread: float, nobody: bool, lapse: bool
-    ) -> None:
-        self.d, self.w, self.spread, self.nobody, self.lapse = d, w, spread, nobody, lapse
-        self.finite = np.column_stack([finite, np.ones(len(d), bool)]) if nobody else finite
-        self.outcomes = np.log(self.finite.sum(axis=1, keepdims=True))
-        self.start = float(np.median(d.max(axis=1, where=finite, initial=0.0))) / spread
+    def __init__(self, d: np.ndarray, w: np.ndarray) -> None:
+        self.finite = np.isfinite(d)
+        self.d, self.w = np.where(self.finite, d, 0.0), w
+        self.spread = float(d[self.finite].std())
+        self.outcomes = np.log(self.finite.sum(axis=1, keepdims=True).clip(min=1))
 
-    def __call__(self, parameters: np.ndarray) -> float:
-        """Minus the mean log likelihood."""
-        beta = np.exp(parameters[0]) / self.spread
-        d = self.d
-        if self.nobody:
-            d = np.column_stack([d, np.full(len(d), parameters[2] * self.spread)])
-        scores = np.where(self.finite, -beta * d, -np.inf)
+    def __call__(self, beta: float, lapse: float) -> float:
+        """Minus the mean log likelihood at beta = 1 / T."""
+        scores = np.where(self.finite, -beta * self.d, -np.inf)
         scores -= logsumexp(scores, axis=1, keepdims=True)
-        if self.lapse:
-            rate = expit(parameters[1])
-            scores = np.logaddexp(np.log1p(-rate) + scores, np.log(rate) - self.outcomes)
-        return -float((self.w * np.where(self.finite, scores, 0.0)).sum() / len(d))
-
-    def largest(self) -> Any:
-        bound, rarest = np.log(WIDEST), np.log(LEAST_LAPSE)
-        rates = (-5.0, -1.0) if self.lapse else (0.0,)
-        bounds = [(-bound, bound), (rarest, -rarest) if self.lapse else (0.0, 0.0), (None, None)]
-        size = 3 if self.nobody else 2
-        starts = [np.array([beta, rate, self.start])[:size] for beta in (0.0, 2.0, 5.0) for rate in rates]
-        return min(
-            (minimize(self, start, bounds=bounds[:size], method="L-BFGS-B") for start in starts),
-            key=lambda result: float(result.fun),
-        )
+        if lapse:
+            scores = np.logaddexp(np.log1p(-lapse) + scores, np.log(lapse) - self.outcomes)
+        return -float((self.w * np.where(self.finite, scores, 0.0)).sum() / len(self.d))

@@ -5,9 +5,9 @@
 `parent_sets` says what the sets are. Fits see training images only, transformed into probes. Compositions:
 EfficientNet recall and LPIPS (alex, 64 px), and A, both with a thumbnail (16 px, weights .5 and .2). Figures for each
 set and rule: overlap (the sum of min(credit, true weight)), share of credit on true parents, correlation with the
-truth, and the share that nobody gets; on orphans, everything should be nobody's. K = 200, k = 30, exact recall, mirrored
-views but for digits. Rules that aren't in the tool are `research`'s: B (two parents), E (hubs), F (probes as blurred as
-the images).
+truth, and the share that nobody gets; on orphans, everything should be nobody's. K = 200, k = 30, exact recall,
+mirrored views but for digits. Rules that aren't in the tool are `research`'s: B (two parents), E (hubs), F (probes as
+blurred as the images).
 """
 
 from __future__ import annotations
