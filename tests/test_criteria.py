@@ -434,7 +434,7 @@ def test_imported_shares_become_credit_in_proportion(workspace: Workspace, tmp_p
     assert theirs.status()["generated"]["stale"] == 0
     assert workspace.credits("image").fetchall() != theirs.credits("image").fetchall()
     with pytest.raises(FingerprintMismatch, match="imported from 'tracin'"):
-        theirs.value([tmp_path])
+        theirs.update()
 
 
 def test_imported_scores_of_any_sign_and_distances(workspace: Workspace, tmp_path: Path) -> None:

@@ -152,6 +152,6 @@ def test_other_methods_beside_ours(workspace: Path, tmp_path: Path) -> None:
     assert theirs["parent_share"] == pytest.approx(2 / 31)  # in proportion to the scores
     credits = gmv(tmp_path / "theirs", "credits", "--by", "label", "--no-quality")
     assert sum(row["value"] for row in credits) == pytest.approx(24)
-    refused = run(tmp_path / "theirs", "value", tmp_path)
+    refused = run(tmp_path / "theirs", "update")
     assert refused.exit_code == 1
     assert "imported from 'toy'" in " ".join(refused.output.split())

@@ -5,7 +5,6 @@ What they should find is there to be found: parents, a half that was copied, cla
 
 from __future__ import annotations
 
-import csv
 import sys
 import types
 from collections.abc import Callable
@@ -24,75 +23,6 @@ PIXELS = ["--encoder", "pixels:16", "--distances", "l2@16"]
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_kit(tmp_path_factory.mktemp("kit"))
-
-
-# -- known parents ------------------------------------------------------------------------------------
-
-
-def test_known_parents(kit: Path, run: Callable[..., Any]) -> None:
-    """Half of the images are mirrored: with views all parents are found, without only the others."""
-    found = run("known_parents", kit, *PIXELS, *SMALL, "--views", "none", "flip")
-    assert found["training_images"] == 60
-    plain, flip = (found[f"l2@16, views {views}"] for views in ("none", "flip"))
-    assert [row["values"] for row in flip["known-parents"]] == ["paper", "calibration default"]
-    assert flip["known-parents"][0]["first_rate"] == 1
-    assert plain["known-parents"][0]["first_rate"] < 0.8
-    paper, calibrated = flip["known-parents"]
-    assert calibrated["parent_share"] > 3 * paper["parent_share"]
-    assert flip["vae-seeds"][0]["recalled"] == 1
-
-
-def test_fresh_parents_are_what_their_metadata_says(
-    kit: Path, script: Callable[[str], Any], tmp_path: Path
-) -> None:
-    fresh, common = script("fresh_parents"), script("common")
-    data = common.Kit(kit)
-    images, labels, may = fresh.training_set(data, "cifar10")
-    parents_seen = data("cifar10_known_parents_A")["parents"]
-    assert not np.isin(data("cifar10_train_10k_A")["index"][may], parents_seen).any()
-    for regime, weights in fresh.REGIMES.items():
-        made, rows, flipped = fresh.make(images, labels, may, regime, 8, fresh.SEED)
-        assert (made == fresh.make(images, labels, may, regime, 8, fresh.SEED)[0]).all()
-        assert may[rows].all()
-        assert (labels[rows] == labels[rows[:, :1]]).all()
-        assert all(len(set(row)) == len(weights) for row in rows.tolist())
-        for image, row, flip in zip(made, rows, flipped, strict=True):
-            blend = np.tensordot(np.array(weights), images[row].astype(float), axes=1)
-            gap = np.abs((image[:, ::-1] if flip else image) - blend).mean()
-            others = np.abs(images[may].astype(float) - blend).mean(axis=(1, 2, 3))
-            assert gap < np.median(others)
-    training, folders = fresh.write_sets(data, tmp_path, "airplanes", ["three"], 4)
-    with (folders["three"] / "metadata.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [sum(float(row[name]) for name in ("weight", "weight2", "weight3")) for row in rows] == [1.0] * 4
-    assert all((training / row["parent3"]).is_file() for row in rows)
-
-
-def test_fresh_parents_compares_both_fits(kit: Path, run: Callable[..., Any]) -> None:
-    found = run("fresh_parents", kit, *PIXELS, *SMALL, "--most", "8", "--sets", "fashion",
-                "--regimes", "blend", "kit")  # fmt: skip
-    mine = found["fashion, l2@16"]
-    assert mine["plain"]["lapse"] == 0
-    assert mine["calibrate"]["lapse"] > 0
-    for regime in ("blend", "kit"):
-        rows = mine[regime]
-        gap = rows["calibrate"]["parent_share"] - rows["plain"]["parent_share"]
-        assert rows["calibrate minus plain"]["parent_share"] == pytest.approx(gap)
-        assert rows["paper"]["parent_share"] < rows["plain"]["parent_share"]
-    verdict = found["verdict, l2@16"]
-    assert verdict["parent_share"] == pytest.approx(mine["blend"]["calibrate minus plain"]["parent_share"])
-
-
-@pytest.mark.parametrize(
-    ("share", "error", "correlation", "stays"),
-    [(0.05, 0.01, 0.0, True), (0.015, 0.01, 0.0, False), (0.05, 0.01, -0.006, False)],
-)
-def test_the_rule_of_the_blind_test(
-    script: Callable[[str], Any], share: float, error: float, correlation: float, stays: bool
-) -> None:
-    gap = {"parent_share": share, "standard_error": error, "correlation": correlation}
-    found = {"a, d": {"blend": {"calibrate minus plain": gap}}}
-    assert script("fresh_parents").verdict(found, "d", ["a"])["lapse_rate_stays"] is stays
 
 
 # -- membership and generators ------------------------------------------------------------------------
