@@ -272,6 +272,7 @@ def test_calibrate_moves_credit_to_the_parents_of_images_it_never_saw(
     paper, with_nobody, calibrated = rows
     assert [row["values"] for row in rows] == ["paper", "calibration mine", "mine, without nobody"]
     assert fitted["nobody_without_parents"] > 0.7
+    assert workspace.sql("SELECT count(*) FROM quarantine").fetchall() == [(0,)]
     if views == "flip":  # otherwise no parent of the mirrored half is found
         assert 0 < with_nobody["nobody"] < 0.3
     assert calibrated["parent_share"] > 5 * paper["parent_share"]

@@ -108,7 +108,7 @@ def calibrate(
 
 
 def _matched(parts: Assembly, wanted: list[Recipe], uris: list[str]) -> Iterator[tuple[Recipe, Matches]]:
-    """Evidence of each probe that could be made; the rest is quarantined with the parent that couldn't be read."""
+    """Evidence of each probe that could be made and embedded; the rest is counted."""
     matcher, embedder = parts.matcher(), parts.generated_embedder(quality=False)
 
     def make(numbered: tuple[int, Recipe]) -> Loaded | Unusable:
@@ -120,7 +120,9 @@ def _matched(parts: Assembly, wanted: list[Recipe], uris: list[str]) -> Iterator
             except ImageError as error:
                 return Unusable(uris[row], str(error), error.kind)
         buffer = io.BytesIO()
-        make_probe(recipe, images, mirrored=parts.settings.views != "none").save(buffer, "PNG", compress_level=1)
+        make_probe(recipe, images, mirrored=parts.settings.views != "none").save(
+            buffer, "PNG", compress_level=1
+        )
         return Loaded.of(Record(uri=f"probe:{number}"), buffer.getvalue())
 
     for numbers in batched(range(len(wanted)), 64):
