@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gmv_qdrant.accounting.money import Money
     from gmv_qdrant.accounting.payout import PayoutRows
     from gmv_qdrant.accounting.verify import Discrepancy
+    from gmv_qdrant.images.census import Census
     from gmv_qdrant.pipeline.assembly import Assembly
     from gmv_qdrant.pipeline.check import Finding
     from gmv_qdrant.pipeline.streams import Progress
@@ -207,6 +208,8 @@ class Workspace:
                 parts.progress.phase("ingest", total)
                 embed = parts.engine(parts.training_embedder())
                 ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
+                parts.run.counts["without_owner"] = records.census.without_owner
+                _tell(records.census, parts)
                 if update:
                     self._update(parts)
             return parts.run.summary()
@@ -246,6 +249,7 @@ class Workspace:
                 progress.phase("value", total)
                 embed = parts.engine(parts.generated_embedder())
                 value(records, batch, parts.run, self.ledger, parts.spaces, embed, parts.matcher(), progress)
+                _tell(records.census, parts)
             return parts.run.summary()
 
         if not retry_quarantined:
@@ -665,14 +669,17 @@ class Workspace:
         networks: load and verify them first; a run that only moves vectors doesn't need them.
         """
         from gmv_qdrant.evaluation.importing import refuse_if_imported
+        from gmv_qdrant.models.verified import same_precision
         from gmv_qdrant.pipeline.recovery import recover
         from gmv_qdrant.pipeline.spaces import verified_models
 
         refuse_if_imported(self.published, verb)
         with self._alone():
-            models = (
-                verified_models(self.settings, self.ledger, quality=verb != "ingest") if networks else None
-            )
+            models = None
+            if networks:
+                models = verified_models(self.settings, self.ledger, quality=verb != "ingest")
+            elif kept := self.ledger.meta().get("fingerprint"):
+                same_precision(self.settings, json.loads(kept))
             with (
                 recorded(self.ledger, verb, self.settings.evidence(), request) as run,
                 self._assembled(run) as parts,
@@ -725,9 +732,12 @@ class Workspace:
                 part = {"quarantined": len(uris)}
             for name, count in part.pop("seconds", {}).items():
                 summary["seconds"][name] = round(summary["seconds"].get(name, 0.0) + count, 3)
-            for name, count in part.items():
-                if name != "verb":
-                    summary[name] = summary.get(name, 0) + count
+            for name, found in part.items():
+                if isinstance(found, float):  # a figure: the worst of all
+                    worst = max if name == "conservation_error" else min
+                    summary[name] = worst(found, summary.get(name, found))
+                elif name != "verb":
+                    summary[name] = summary.get(name, 0) + found
         return summary
 
     def _function(self, options: ValueOptions) -> ValueFunction:
@@ -786,6 +796,15 @@ def _whole_names(paths: str | Path | Sequence[str | Path]) -> list[str]:
     """Paths that mean the same from any folder."""
     several = [paths] if isinstance(paths, str | Path) else paths
     return [name if "://" in name else os.path.abspath(name) for name in map(str, several)]
+
+
+def _tell(census: "Census", parts: "Assembly") -> None:
+    """What came of all inputs, and what a person should know of them."""
+    failed = parts.run.counts["quarantined"] - sum(census.unusable.values())
+    owners = census.owners_sentence() if parts.run.verb == "ingest" else ""
+    for sentence in (census.sentence(failed), owners, *census.notes):
+        if sentence:
+            parts.progress.note(sentence)
 
 
 def _refuse(given: object, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands that write: ingest, value, update, withdraw, check."""
+"""Commands that write: ingest, value, update, withdraw, erase, check."""
 
 from __future__ import annotations
 
@@ -198,4 +198,4 @@ def check(
         ctx.exit(1)
 
 
-COMMANDS = (ingest, value, update, withdraw, check)
+COMMANDS = (ingest, value, update, withdraw, erase, check)
