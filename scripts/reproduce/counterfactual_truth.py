@@ -28,15 +28,15 @@ class Size:
     made: int = 60
     halves: int = 128
     owners: int = 50
-    half_seeds: int = 4
-    owner_seeds: int = 4
+    half_seeds: int = 2
+    owner_seeds: int = 2
     together: int = 32
 
 
 SIZES = {
     "full": {
         "vae": Size(),
-        "flow": Size(halves=64, half_seeds=2, owner_seeds=2),
+        "flow": Size(halves=64),
         "local": Size(images=600, half_seeds=1, owner_seeds=1),
     },
     "small": {

@@ -1,6 +1,6 @@
 """Images whose parents are known, and images that have none: where does their credit go?
 
-    python scripts/reproduce/known_parents.py KIT [--tasks cifar airplanes digits] [--each 200] [--work DIR]
+    python scripts/reproduce/known_parents.py KIT [--tasks cifar airplanes digits] [--sets kit vae ...] [--work DIR]
 
 `parent_sets` says what the sets are. Fits see training images only, transformed into probes. Compositions:
 EfficientNet recall and LPIPS (alex, 64 px), and A, both with a thumbnail (16 px, weights .5 and .2). Figures for each
@@ -35,14 +35,16 @@ RECALL, RERANK = 0.5, 0.2
 class Judge:
     """All rules on one task."""
 
-    def __init__(self, kit: common.Kit, name: str, task: parent_sets.Task, folder: Path, probes: int) -> None:
-        self.task, self.n = task, len(task.images)
+    def __init__(
+        self, kit: common.Kit, task: parent_sets.Task, folder: Path, probes: int, research_too: bool
+    ) -> None:
+        self.task, self.n, self.research_too = task, len(task.images), research_too
         self.training = spaces.pictures(task.images)
         self.others = {each: spaces.pictures(images) for each, (images, _) in task.sets.items()}
         options = {"mirror": task.mirror}
         self.recipes, made = spaces.make_probes(self.training, task.labels.tolist(), probes, 0, **options)
         self.others["probes"] = made
-        for each in ("vae", "kit"):
+        for each in ("vae", "kit") if research_too else ():
             if each in task.sets:
                 self.others[f"probes like {each}"] = research.like(self.others[each], made)
         recall, rerank = spaces.encoders(kit, "efficientnet", "lpips:alex@64")
@@ -70,7 +72,7 @@ class Judge:
                 mine = of[each]
                 rows = {"paper": self.judged(each, mine, {})}
                 rows |= {rule: self.judged(each, mine, function(one)) for rule, one in fits.items()}
-                if name == "A":
+                if name == "A" and self.research_too:
                     rows |= self.researched(each, of, rerank, fits["calibrated"])
                 found[f"{name}, {each}"] = rows
         return found
@@ -143,14 +145,17 @@ def without_hubs(found: Evidence, hubs: np.ndarray) -> Evidence:
 
 def main() -> None:
     parser = common.arguments(__doc__, tasks=tuple(parent_sets.TASKS), training=4000, each=200, probes=400)
+    parser.add_argument("--sets", nargs="+", help="only these  [all]")
+    parser.add_argument("--research", action="store_true", help="also B, E and F")
     given = parser.parse_args()
     torch.set_num_threads(1)
     kit, work = common.Kit(given.kit), common.work_folder(given)
     found: dict[str, Any] = {}
     for name in given.tasks:
         task = parent_sets.TASKS[name](kit, given.training, given.each)
+        task.sets = {each: of for each, of in task.sets.items() if not given.sets or each in given.sets}
         common.note(name, len(task.images), {each: len(images) for each, (images, _) in task.sets.items()})
-        found[name] = Judge(kit, name, task, work / f"parents-{name}", given.probes).figures()
+        found[name] = Judge(kit, task, work / f"parents-{name}", given.probes, given.research).figures()
         common.show(found, given.out, quiet=True)
     common.show(found, given.out)
 
