@@ -359,6 +359,10 @@ class Workspace:
             queries.credits(self.published, by, self._function(function), top, rule, interval)
         )
 
+    def value_function(self, **function: Unpack[ValueOptions]) -> ValueFunction:
+        """How evidence becomes values by these options; its ``question`` says what such credit answers."""
+        return self._function(function)
+
     def effective_contributors(self, **function: Unpack[ValueOptions]) -> float | None:
         """Mean effective number of contributors of a generated image; None when none was valued."""
         return queries.effective_contributors(self.published, self._function(function))

@@ -11,12 +11,13 @@ import oracle
 import pytest
 from PIL import Image, ImageOps
 
-from gmv_qdrant import Workspace
+from gmv_qdrant import Workspace, method
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation.fitting import Fit
 from gmv_qdrant.evaluation.fitting import fit as fit_any
 from gmv_qdrant.evaluation.parents import orphans_of_nobody, parent_figures
 from gmv_qdrant.evaluation.probes import LIGHTEST_PARENT, Recipe, make_probe, recipes
+from gmv_qdrant.ledger.queries import LOSS_TEMPERATURE
 
 
 def drawn(
@@ -281,3 +282,42 @@ def test_calibrate_moves_credit_to_the_parents_of_images_it_never_saw(
         assert calibrated["first_rate"] > 0.9
     credits = workspace.credits("image", calibration="mine").fetchall()
     assert sum(row[3] for row in credits) == pytest.approx(60 * (1 - with_nobody["nobody"]))
+
+
+def test_what_would_be_lost_is_another_question_with_a_function_of_its_own(
+    pictures: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace.init(
+        tmp_path / "ws",
+        encoder="pixels:16",
+        distance="l2@16",
+        quality="none",
+        candidates=60,
+        quantization="none",
+    )
+    workspace.ingest([pictures])
+    made = tmp_path / "made"
+    oracle.write_png(
+        np.stack([np.asarray(oracle.rgb(p)) for p in sorted(pictures.glob("*.png"))[:5]]) // 2, made, "m"
+    )
+    workspace.value([made])
+    rows = workspace.sql("SELECT generated_key, training_key, distance FROM matches ORDER BY ALL").fetchall()
+    expected = dict.fromkeys(range(1, 241), 0.0)
+    for j in range(1, 6):
+        mine = [(key, distance) for generated, key, distance in rows if generated == j]
+        share = method.shares(method.relative([[d for _, d in mine]]), k=None, temperature=LOSS_TEMPERATURE)[
+            0
+        ]
+        for (key, _), value in zip(mine, share, strict=True):
+            expected[key] += value
+    found = workspace.sql("SELECT training_key, value FROM image_values(k := NULL, relative := true, "
+                          f"temperature := {LOSS_TEMPERATURE})").fetchall()  # fmt: skip
+    assert dict(found) == pytest.approx(expected)
+    credits = [row[3] for row in workspace.credits("image", calibration="loss").fetchall()]
+    assert sorted(credits) == pytest.approx(sorted(expected.values()))
+    questions = [workspace.value_function(calibration=name).question for name in ("loss", None)]
+    assert questions == ["what would a model lose without them?", "who resembles it?"]
+    with pytest.raises(SettingsError, match="built in"):
+        workspace.calibrate(name="loss")
+    with pytest.raises(SettingsError, match="temperature of its own"):
+        workspace.credits(calibration="loss", temperature=0.1)

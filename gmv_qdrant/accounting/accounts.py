@@ -71,7 +71,7 @@ def said(payout: Payout, evidence: Evidence) -> str:
     quality = "weighted by quality" if function.quality_weighted else "not weighted by quality"
     return (
         f"rule {rule} over {k}, {temperature}, {quality}: the credit of a generated image is spread among "
-        f"{evidence.effective_names():.2f} {payout.terms.by}s, effectively"
+        f'{evidence.effective_names():.2f} {payout.terms.by}s, effectively; it answers "{function.question}"'
     )
 
 

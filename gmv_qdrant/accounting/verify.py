@@ -17,7 +17,7 @@ from gmv_qdrant.accounting.records import Record, read_records, rows_of
 from gmv_qdrant.accounting.seal import seal
 from gmv_qdrant.errors import GmvError, LedgerError
 from gmv_qdrant.ledger.database import Readable
-from gmv_qdrant.ledger.queries import calibrations
+from gmv_qdrant.ledger.queries import LOSS, calibrations
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _today(source: Readable, record: Record) -> Iterator[Discrepancy]:
             f"its evidence was changed in the ledger ({', '.join(changed)}), and no run was made since: by hand",
         )
     function = payout.terms.function
-    if function.calibration:
+    if function.calibration and function.calibration != LOSS:
         row = calibrations(source).get(function.calibration)
         names = ("temperature", "null_distance", "relative")
         if row is None or any(row[n] != getattr(function, n) for n in names):

@@ -142,16 +142,18 @@ def function_options(command: F) -> F:
             click.option(
                 "-k",
                 type=click.IntRange(min=1),
-                default=30,
-                show_default=True,
-                help="Contributors of a generated image.",
+                help="Contributors of a generated image.  [default: 30; all candidates for 'loss']",
             ),
             click.option(
                 "--temperature",
                 type=click.FloatRange(min=0, min_open=True),
                 help="T in exp(-d/T); 1 is the paper's formula.  [default: 1.0]",
             ),
-            click.option("--calibration", help="A value function that 'calibrate' kept under this name."),
+            click.option(
+                "--calibration",
+                help="A value function that 'calibrate' kept under this name: of whom is an image nearly a copy? "
+                "Or 'loss': what would a model lose without them?",
+            ),
             click.option("--no-quality", is_flag=True, help="Don't weigh by the generated image's quality."),
             click.option("--batch", help="Only the generated images valued under this name."),
         )
@@ -163,7 +165,7 @@ def function_options(command: F) -> F:
 def function_of(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the command line as fields of a value function."""
     return {
-        "k": options["k"],
+        **({"k": options["k"]} if options["k"] else {}),
         "temperature": options["temperature"],
         "calibration": options["calibration"],
         "quality_weighted": not options["no_quality"],

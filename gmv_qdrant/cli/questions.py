@@ -45,7 +45,10 @@ def credits(
     if effective is None:
         note("nothing was valued yet: gmv-qdrant value FOLDER")
     else:
-        note(f"effective contributors: {effective:.2f} of at most {function['k']} for a generated image")
+        asked = workspace.value_function(**function)
+        most = f"at most {asked.k}" if asked.k else "all candidates"
+        note(f"this answers: {asked.question}")
+        note(f"effective contributors: {effective:.2f} of {most} for a generated image")
     if (recall := workspace.recall()) is not None:
         note(f"candidates: {recall:.2%} of the exact nearest were found (measured)")
 

@@ -24,6 +24,7 @@ from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.candidates import Matches
 from gmv_qdrant.ledger.database import insert, utc_now
+from gmv_qdrant.ledger.queries import LOSS
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.embedding import Embedded, Loaded
 from gmv_qdrant.pipeline.streams import batched, mapped
@@ -37,8 +38,9 @@ def calibrate(
 
     Raises `SettingsError` for a name with ``@`` in it, and when there is nothing to fit.
     """
-    if not name or "@" in name:
-        raise SettingsError(f"a calibration can't be called {name!r}: '@' stands before its version")
+    if not name or "@" in name or name == LOSS:
+        reason = "that is the one built in" if name == LOSS else "'@' stands before its version"
+        raise SettingsError(f"a calibration can't be called {name!r}: {reason}")
     run, ledger = parts.run, parts.ledger
     require_training_images(ledger)
     training = ledger.query(

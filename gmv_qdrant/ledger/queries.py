@@ -42,6 +42,15 @@ class ValueFunction:
                 f"temperature = {self.temperature} can't be used: it must be above 0, from 1e-9 to 1e9 (1 is the paper)"
             )
 
+    @property
+    def question(self) -> str:
+        """What credit by this function answers: copies and losses are two questions with two temperatures."""
+        if self.calibration == LOSS:
+            return "what would a model lose without them?"
+        if self.calibration:
+            return "of whom is this nearly a copy?"
+        return "who resembles it?"
+
     def sql(self) -> str:
         """Arguments of a macro, after positional ones."""
         values = {
@@ -55,19 +64,29 @@ class ValueFunction:
         return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
 
 
+LOSS, LOSS_TEMPERATURE = "loss", 0.25
+"""The value function that follows best what small generators lost when they were trained again without the images, in
+units of an image's 30th distance, over all K candidates: see ``scripts/reproduce/counterfactual.py``."""
+
+
 def value_function(ledger: Readable, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
     """A value function from its fields, or from what `calibrate` kept under a name (k, batch, ... stay free).
 
-    calibration: ``default`` is the latest version of that name, ``default@2`` the second.
+    calibration: ``default`` is the latest version of that name, ``default@2`` the second; ``loss`` is built in. k: when
+    it isn't given 30, but all candidates for ``loss`` and for imported scores.
     Raises `SettingsError` for an unknown name or version, and for a temperature beside a calibration.
     """
     given = {name: value for name, value in fields.items() if value is not None or name == "k"}
+    if "k" not in given and (calibration == LOSS or "imported" in ledger.meta()):
+        given["k"] = None
     if calibration is None:
         return ValueFunction(**given)
     if {"temperature", "null_distance", "relative"} & given.keys():
         raise SettingsError(
             f"the calibration {calibration!r} has a temperature of its own: give one or the other"
         )
+    if calibration == LOSS:
+        return ValueFunction(calibration=LOSS, temperature=LOSS_TEMPERATURE, relative=True, **given)
     kept = calibrations(ledger)
     latest = {row["name"]: f"{row['name']}@{row['version']}" for row in kept.values()}
     version = latest.get(calibration, calibration)

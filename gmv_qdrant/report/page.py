@@ -316,11 +316,12 @@ def function_facts(function: ValueFunction) -> list[tuple[str, Any]]:
     temperature = f"{function.temperature:g}" + (paper if function.temperature == 1 else "")
     nobody = "none (the paper)" if function.null_distance is None else f"{function.null_distance:g}"
     return [
+        ("what such credit answers", function.question),
         ("contributors of a generated image, k", "all candidates" if function.k is None else function.k),
         ("temperature T in exp(−d/T)", temperature),
         ("weighed by quality", "yes" if function.quality_weighted else "no"),
         ("generated images", "all batches" if function.batch is None else f"batch {function.batch}"),
-        ("distance of “no contributor”", nobody),
+        ("null distance, at which nobody weighs as much", nobody),
         (
             "contribution (Eq. 6)",
             "V(i,j) = q(j) · exp(−d(i,j)/T) / Σ exp(−d(i′,j)/T), over the k nearest training images of j",
