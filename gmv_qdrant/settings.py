@@ -111,15 +111,14 @@ def _places(value: Any) -> tuple[str, ...]:
     )
 
 
-def _payload(value: Any) -> dict[str, str | int | bool]:
-    expected = ValueError('names and values, such as { customer = "a" }')
+def _filter(value: Any) -> dict[str, Any]:
     try:
-        pairs = json.loads(value) if isinstance(value, str) else value
+        found = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        raise expected from None
-    if not isinstance(pairs, dict) or not all(isinstance(held, str | int | bool) for held in pairs.values()):
-        raise expected
-    return dict(pairs)
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError('a filter, such as {"must": [{"key": "customer", "match": {"value": "a"}}]}')
+    return dict(found)
 
 
 class Secret:
@@ -179,11 +178,13 @@ class SettingOptions(TypedDict, total=False):
     qdrant_url: str | None
     collection: str | None
     vector_name: str | None
-    tenant: dict[str, str | int | bool] | None
+    filter: dict[str, Any] | None
     qdrant_api_key: str | None
     qdrant_api_key_file: str | Path | None
     qdrant_grpc: bool | None
+    qdrant_grpc_port: int | None
     qdrant_timeout: float | None
+    qdrant_patience: float | None
     device: str | None
     precision: str | None
     batch_size: int | None
@@ -304,10 +305,11 @@ class Settings:
     vector_name: str = _setting(
         "recall", _text, "name of the vector in it; empty: an adopted collection's unnamed one", fixed=True
     )
-    tenant: dict[str, str | int | bool] = _setting(
+    filter: dict[str, Any] = _setting(
         {},
-        _payload,
-        'in an adopted collection: payload fields that every point must have (`{ customer = "a" }`)',
+        _filter,
+        "of an adopted collection: which of its points are the training set, as Qdrant's own API takes it "
+        '(`{ must = [{ key = "customer", match = { value = "a" } }] }`)',
         fixed=True,
     )
 
@@ -319,7 +321,11 @@ class Settings:
     )
     qdrant_api_key_file: Path | None = _setting(None, _path, "a file with the key")
     qdrant_grpc: bool = _setting(False, _flag, "gRPC instead of REST")
+    qdrant_grpc_port: int | None = _setting(None, _integer(1, 65_535), "its port; by itself found by asking")
     qdrant_timeout: float = _setting(60.0, _number(), "seconds for one request")
+    qdrant_patience: float = _setting(
+        120.0, _number(), "seconds that a server which is away or overloaded is waited for within a run"
+    )
     device: str = _setting("auto", _text, "`cuda` where there is one, else `mps`, else `cpu`")
     precision: Literal["fp32", "bf16"] = _setting(
         "fp32",
@@ -464,4 +470,6 @@ def _parsed(known: dict[str, About], name: str, value: Any, where: str) -> Any:
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -144,9 +144,9 @@ class Workspace:
             wanted = Settings.resolve(root, **given)
             preflight(wanted)
             wanted = folder.canonical(wanted)
-            if wanted.tenant:  # ids come from contents, so tenants would overwrite each other's points
+            if wanted.filter:  # ids come from contents, so tenants would overwrite each other's points
                 raise SettingsError(
-                    f"tenant = {wanted.tenant} is for collections that others fill ('gmv-qdrant adopt'): the "
+                    f"filter = {wanted.filter} is for collections that others fill ('gmv-qdrant adopt'): the "
                     "collection of a workspace is its own, so give each tenant a workspace and a collection"
                 )
             folder.make(root, wanted)
@@ -614,7 +614,9 @@ class Workspace:
         path: str | Path = ".",
         *,
         fields: Mapping[str, Any] | None = None,
+        where: Mapping[str, str] | None = None,
         sample: int = 16,
+        create_index: bool = False,
         enable_quantization: bool = False,
         progress: "Progress | None" = None,
         **settings: Unpack[SettingOptions],
@@ -622,12 +624,14 @@ class Workspace:
         """Use a server's collection, which others fill, as the training set; returns counts and timings.
 
         Makes the workspace when there is none at ``path``; an adopted one is brought to what the collection is now.
-        settings: as for `init`; ``vector_name`` None is the only vector, ``tenant`` payload fields that every point
-        must have. fields: payload fields by what they say (`gmv_qdrant.deployments.payload_fields.Fields`).
-        sample: images that the encoder is proven with. The flag is all that is ever written to the collection.
+        settings: as for `init`; ``vector_name`` None is the only vector, ``filter`` what of the collection is the
+        training set. where: payload fields and the values that they must have, beside the filter.
+        fields: payload fields by what they say (`gmv_qdrant.deployments.payload_fields.Fields`).
+        sample: images that the encoder is proven with. Two flags are all that is ever written to the collection.
         Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
         """
-        from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields, describe_foreign
+        from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields
+        from gmv_qdrant.deployments.part import describe_foreign, same_part, with_where
         from gmv_qdrant.models.catalogue import preflight
 
         root = Path(path).absolute()
@@ -638,14 +642,16 @@ class Workspace:
             wanted = Settings.resolve(root, **given)
             preflight(wanted)
             wanted = folder.canonical(wanted)
-            spec = describe_foreign(wanted, given.get("vector_name"))
+            spec = describe_foreign(wanted, given.get("vector_name"), where or {}, create_index=create_index)
             mapping = adopted_fields({}, fields or {})
             folder.make(root, wanted, adopted={"dim": spec.dim, "fields": dataclasses.asdict(mapping)})
             given = {name: value for name, value in given.items() if name not in IMMUTABLE_SETTINGS}
-        elif given.get("tenant"):  # a value may be a number there and text here
-            tenant = json.loads(Published(root / PUBLISHED).meta()["settings"])["tenant"]
-            if _words(tenant) == _words(given["tenant"]):
-                given["tenant"] = tenant
+        elif where or given.get("filter"):
+            kept_filter = json.loads(Published(root / PUBLISHED).meta()["settings"])["filter"]
+            if same_part(kept_filter, given.get("filter") or {}, where or {}):
+                given["filter"] = kept_filter  # spelt as the collection spells it
+            else:
+                given["filter"] = with_where(given.get("filter") or {}, where or {}, {}, [])  # refused
         workspace = cls(root, progress=progress, **given)
         kept = workspace.ledger.meta()
         if "adopted" not in kept:
@@ -699,8 +705,8 @@ class Workspace:
         from gmv_qdrant.pipeline.spaces import open_spaces
         from gmv_qdrant.pipeline.streams import NullProgress
 
-        with open_spaces(self.path, self.settings, self.ledger, **opening) as spaces:
-            progress = self._progress or NullProgress()
+        progress = self._progress or NullProgress()
+        with open_spaces(self.path, self.settings, self.ledger, tell=progress.note, **opening) as spaces:
             yield Assembly(self.path, self.settings, self.ledger, spaces, run, progress)
 
     @contextlib.contextmanager
@@ -782,6 +788,7 @@ class Workspace:
                 return {
                     **found,
                     "points_without_vector": store.lacking(),
+                    "protocol": store.protocol,
                     "adopted": "adopted" in self.published.meta(),
                 }
         except StoreError as error:
@@ -790,10 +797,6 @@ class Workspace:
     def _believed(self) -> bool:
         """Whether the encoder of an adopted collection has been proven."""
         return "cosine" in json.loads(self.published.meta()["adopted"])
-
-
-def _words(tenant: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value).lower() for name, value in tenant.items()}
 
 
 def _whole_names(paths: str | Path | Sequence[str | Path]) -> list[str]:

@@ -49,9 +49,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     import gmv_qdrant.vectors as stores
     from gmv_qdrant.vectors.server import collections, connection
 
-    config = stores._config
+    config = stores.server_config
     monkeypatch.setattr(
-        stores, "_config", lambda settings: replace(config(settings), timeout=2, patience=1.5)
+        stores, "server_config", lambda *given: replace(config(*given), timeout=2, patience=1.5)
     )
     monkeypatch.setattr(connection, "_backoff", lambda _: 0.02)
     monkeypatch.setattr(collections, "POLL", 0.02)

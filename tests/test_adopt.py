@@ -189,7 +189,7 @@ def test_the_command_line_does_it_in_one_go(folder: Path, server: ReadOnly, gene
     command = (
         "adopt", folder / "ws", "--qdrant-url", server.url, "--collection", "theirs", "--encoder", "pixels:8",
         "--distance", "l2@8", "--quality", "none", "--candidates", 4, "--uri-field", "file.path", "--owner-field",
-        "photographer", "--attribute-fields", "year, kind", "--uri-prefix", f"{folder}/", "--tenant", "customer=7",
+        "photographer", "--attribute-fields", "year, kind", "--uri-prefix", f"{folder}/", "--where", "customer=7",
     )  # fmt: skip
     summary = json.loads(run(*command, "--json").stdout)
     assert (summary["new"], summary["verb"]) == (40, "adopt")
@@ -201,22 +201,22 @@ def test_the_command_line_does_it_in_one_go(folder: Path, server: ReadOnly, gene
     assert {row["year"] for row in rows} == {"2000", "2001", "2002", "2003"}
     assert "was adopted" in run("-w", folder / "ws", "ingest", generated, code=1).output
     assert "was adopted" in run("-w", folder / "ws", "withdraw", "--owner", "ada", code=1).output
-    run("adopt", folder / "ws", "--tenant", "customer", code=2)
+    run("adopt", folder / "ws", "--where", "customer", code=2)
 
 
-@pytest.mark.parametrize("tenant", [{"customer": "b"}, {"paid": "true", "customer": "7"}])
+@pytest.mark.parametrize("where", [{"customer": "b"}, {"paid": "true", "customer": "7"}])
 def test_a_tenant_sees_nothing_of_the_others(
-    folder: Path, server: ReadOnly, generated: Path, tenant: dict[str, str]
+    folder: Path, server: ReadOnly, generated: Path, where: dict[str, str]
 ) -> None:
     create(server)
     mine, others = TRAINING[:20], TRAINING[20:]
-    value = tenant["customer"]
+    value = where["customer"]
     put(server, folder, mine, customer=int(value) if value.isdigit() else value, paid=True)
     put(server, folder, others, customer="a", paid=True)
     put(server, folder, [60, 61], customer=8, paid=False)
-    summary = adopt(server, folder, tenant=tenant)
+    summary = adopt(server, folder, where=where)
     assert summary["new"] == 20
-    assert adopt(server, folder, tenant=tenant)["unchanged"] == 20, (
+    assert adopt(server, folder, where=where)["unchanged"] == 20, (
         "the same words again, whatever kind they are of"
     )
     workspace = Workspace(folder / "ws")
@@ -308,7 +308,7 @@ def test_each_wrong_name_has_its_sentence(folder: Path, server: ReadOnly) -> Non
         (StoreError, r"has no collection 'photos' \(it has: empty, theirs\)", {"collection": "photos"}),
         (StoreError, "'empty' has no points: there is nothing to adopt", {"collection": "empty"}),
         (CollectionMismatch, "has no vector 'dino'; it has 'clip'", {"vector_name": "dino"}),
-        (StoreError, "has no points with customer = '9': check the tenant", {"tenant": {"customer": "9"}}),
+        (StoreError, "has no points with customer = '9': check the field", {"where": {"customer": "9"}}),
         (SettingsError, "field 'uri', they have customer, file, .*with --uri-field", {"fields": {"uri": "uri"}}),
         (SettingsError, "a payload field 'artist', they have", {"fields": {"owner": "artist"}}),
         (SettingsError, "a payload field 'colour'", {"fields": {"attributes": ("year", "colour")}}),
@@ -438,7 +438,7 @@ def test_a_collection_that_is_deleted_or_emptied_changes_nothing_here(
 def test_a_scroll_that_is_cut_off_goes_on(
     folder: Path, server: ReadOnly, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmv_qdrant.vectors.server.reader.BATCH", 8)
+    monkeypatch.setattr("gmv_qdrant.vectors.server.limits.BATCH", 8)
     create(server)
     put(server, folder, TRAINING)
     server.fail(Fault("drop"), Fault("answer", 503), Fault("half"), on="/points/scroll")

@@ -218,7 +218,10 @@ def test_a_collection_of_ones_own_has_no_tenants(folder: Path, server: Loopback)
     """Ids come from contents: two tenants with the same image would take it from each other."""
     with pytest.raises(SettingsError, match="give each tenant a workspace and a collection"):
         Workspace.init(
-            folder / "ws", qdrant_url=server.url, tenant={"customer": "a"}, **tiny_workspace.SETTINGS
+            folder / "ws",
+            qdrant_url=server.url,
+            filter={"must": [{"key": "customer", "match": {"value": "a"}}]},
+            **tiny_workspace.SETTINGS,
         )
     assert not (folder / "ws").exists()
 

@@ -39,8 +39,8 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"encoder": 7}, "encoder = 7 .* text"),
         ({"encoder": "a\x00b"}, "text"),
         ({"encoder": "caf\udce9"}, "text in UTF-8"),
-        ({"tenant": {"customer": ["a"]}}, "names and values"),
-        ({"tenant": "customer=a"}, "names and values"),
+        ({"filter": ["a"]}, "a filter, such as"),
+        ({"filter": "customer=a"}, "a filter, such as"),
         ({"quantization": "pg"}, "did you mean 'pq'"),
         ({"value": {"kk": 1}}, "did you mean 'k'"),
         ({"value": {"k": 0}}, "k = 0"),
@@ -68,7 +68,7 @@ def test_every_setting_is_a_keyword_with_an_about() -> None:
         ("GMV_QDRANT_GRPC", "0", False),
         ("GMV_TARGET_RECALL", ".5", 0.5),
         ("GMV_CACHE_DIR", "/tmp/w", Path("/tmp/w")),
-        ("GMV_TENANT", '{"customer": 7}', {"customer": 7}),
+        ("GMV_FILTER", '{"customer": 7}', {"customer": 7}),
         ("QDRANT_URL", "http://host:6333", "http://host:6333"),
         ("GMV_DEVICE", "", "auto"),
     ],
@@ -140,7 +140,9 @@ def test_no_message_and_no_file_repeats_a_secret(tmp_path: Path, monkeypatch: py
 
 
 def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
-    settings = Settings.resolve(**SMALL, candidates=50, tenant={"customer": 'a "b" \x7f \n é'})
+    settings = Settings.resolve(
+        **SMALL, candidates=50, filter={"must": [{"key": 'a "b" \x7f \n é', "match": {"any": [1, True]}}]}
+    )
     settings.write(tmp_path)
     assert Settings.resolve(tmp_path).evidence() == settings.evidence()
 

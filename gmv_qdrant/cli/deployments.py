@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,21 @@ def _field_options(command: Any) -> Any:
     return command
 
 
-def _tenant(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+def _where(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
     pairs = [one.partition("=") for one in given]
     if bad := [name for name, equals, _ in pairs if not (name and equals)]:
         raise click.BadParameter(f"{bad[0]!r} is not FIELD=VALUE")
     return {name: value for name, _, value in pairs} or None
+
+
+def _filter(_: click.Context, __: click.Parameter, file: Path | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file else None
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{file} can't be read: {error}") from None
+    if found is not None and not isinstance(found, dict):
+        raise click.BadParameter(f"{file} holds no filter: it is a JSON object with must, should or must_not")
+    return found.get("filter", found) if found else None
 
 
 @click.command()
@@ -47,8 +58,16 @@ def _tenant(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
 @click.option("--attribute-fields", help="More payload fields to credit by, with commas between; or all.")
 @click.option("--uri-prefix", help="What stands before paths: /mnt/images/, s3://bucket/.")
 @click.option(
-    "--tenant", multiple=True, callback=_tenant, metavar="FIELD=VALUE", help="Only points with this payload."
+    "--where", multiple=True, callback=_where, metavar="FIELD=VALUE", help="Only points with this payload."
 )
+@click.option(
+    "--filter",
+    type=click.Path(path_type=Path),
+    callback=_filter,
+    metavar="FILE.json",
+    help="Only points that pass this filter, as Qdrant's own API takes it.",
+)
+@click.option("--create-index", is_flag=True, help="WRITES: payload indexes that the filter needs.")
 @click.option("--enable-quantization", is_flag=True, help="WRITES: product quantization, in place.")
 @click.option(
     "--sample",
@@ -63,7 +82,7 @@ def adopt(session: Session, /, workspace: Path | None, as_json: bool, **options:
     """Use a collection that is there already, full of image embeddings, as the training set.
 
     Makes WORKSPACE (by default that of -w), and proves first, on a sample of images, that the collection was made with
-    the encoder. Run it again to take in what has changed since. Without the flag that says WRITES nothing
+    the encoder. Run it again to take in what has changed since. Without the flags that say WRITES nothing
     is written to the collection.
     """
     from gmv_qdrant.workspace import Workspace

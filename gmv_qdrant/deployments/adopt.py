@@ -23,9 +23,7 @@ from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.recovery import remove_images
 from gmv_qdrant.pipeline.withdraw import Selection, cut_short, preview, take_out
-from gmv_qdrant.settings import Settings
-from gmv_qdrant.vectors import open_existing
-from gmv_qdrant.vectors.protocol import CollectionSpec, Condition, Point, parse_point_id
+from gmv_qdrant.vectors.protocol import Point, parse_point_id
 from gmv_qdrant.vectors.server.store import ServerStore
 
 
@@ -49,37 +47,6 @@ def adopted_fields(kept: Mapping[str, Any], given: Mapping[str, Any]) -> Fields:
             f"payload fields are mapped to {', '.join(asdict(Fields()))}, not to {unknown[0]!r}"
         )
     return Fields.parse(whole)
-
-
-def describe_foreign(settings: Settings, vector_name: str | None) -> CollectionSpec:
-    """The collection as the server describes it; the settings get its vector's name, codes and kinds of tenant.
-
-    vector_name: None for its only vector. Raises `StoreError` when it, or the tenant's part of it, is empty.
-    """
-    if not settings.qdrant_url:
-        raise SettingsError("which server has the collection? Give --qdrant-url, or set QDRANT_URL")
-    with open_existing(settings.replaced(tenant={}), vector_name) as store:
-        settings.tenant = {name: _as_stored(store, name, value) for name, value in settings.tenant.items()}
-        points = store.count([Condition(name, (value,)) for name, value in settings.tenant.items()])
-        spec = store.spec
-    if not points:
-        part = " and ".join(f"{name} = {value!r}" for name, value in settings.tenant.items())
-        raise StoreError(
-            f"the collection {settings.collection!r} has no points"
-            + (f" with {part}: check the tenant's field and value" if part else ": there is nothing to adopt")
-        )
-    settings.vector_name = spec.vector_name
-    settings.quantization = "none" if spec.quantization == "binary" else spec.quantization
-    return spec
-
-
-def _as_stored(store: ServerStore, name: str, value: str | int | bool) -> str | int | bool:
-    """A tenant's value is text on a command line; in payloads it may be a number or a flag."""
-    forms: list[str | int | bool] = [value]
-    if isinstance(value, str):
-        forms += [int(value)] if value.lstrip("-").isdecimal() else []
-        forms += [value.lower() == "true"] if value.lower() in ("true", "false") else []
-    return next((form for form in forms if store.count([Condition(name, (form,))])), value)
 
 
 def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,16 +24,23 @@ MAY_CHANGE = 0.25
 
 
 def open_collection(
-    root: Path, settings: Settings, ledger: Ledger, dim: int, *, remake: bool = False, take_over: bool = False
+    root: Path,
+    settings: Settings,
+    ledger: Ledger,
+    dim: int,
+    *,
+    remake: bool = False,
+    take_over: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> VectorStore:
-    """The collection with recall vectors of ``dim`` numbers.
+    """The collection with recall vectors of ``dim`` numbers; ``tell`` is told what is waited for.
 
     It is made when there has been none yet, and never where one was adopted, or was lost (but for ``remake``, which is
     for `check --repair`). Raises `StoreError`, and `CollectionMismatch` where it is another's or another.
     """
     meta = ledger.meta()
     if "adopted" in meta:
-        store = open_existing(settings, settings.vector_name)
+        store = open_existing(settings, settings.vector_name, tell)
         if store.spec.dim != dim:
             store.close()
             raise CollectionMismatch(
@@ -45,7 +53,7 @@ def open_collection(
     )
     known = meta.get("collection_made") == "true"
     owner = Owner.at(root, meta["workspace_id"])
-    made = open_own(root, settings, spec, owner, make=remake or not known, take_over=take_over)
+    made = open_own(root, settings, spec, owner, make=remake or not known, take_over=take_over, tell=tell)
     if not known:
         with ledger.write() as con:
             ledger.set_meta(con, collection_made=True)

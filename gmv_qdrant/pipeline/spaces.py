@@ -132,11 +132,17 @@ def verified_models(settings: Settings, ledger: Ledger, *, quality: bool = False
 
 @contextmanager
 def open_spaces(
-    root: Path, settings: Settings, ledger: Ledger, *, remake: bool = False, take_over: bool = False
+    root: Path,
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    remake: bool = False,
+    take_over: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> Iterator[Spaces]:
     """The vectors of the workspace in this folder, while the block lasts; a `verified_models` has been before.
 
-    remake, take_over: as `open_collection` says.
+    remake, take_over, tell: as `open_collection` says.
     """
     meta = ledger.meta()
     recall, rerank = Shape.parse(meta["recall_shape"]), Shape.parse(meta["rerank_shape"])
@@ -147,7 +153,9 @@ def open_spaces(
         return Matrix(root / FOLDER / name, dim, storage, identity=meta["workspace_id"])
 
     spaces = Spaces(
-        partial(open_collection, root, settings, ledger, recall.dim, remake=remake, take_over=take_over),
+        partial(
+            open_collection, root, settings, ledger, recall.dim, remake=remake, take_over=take_over, tell=tell
+        ),
         recall,
         rerank,
         matrix("training-rerank", rerank.dim, rerank.storage) if rerank.bytes <= MAX_STORED_BYTES else None,

@@ -119,25 +119,32 @@ def nearest(ids: Sequence[PointId], distances: np.ndarray, limit: int) -> Hits:
     return Hits(found[:limit], ranked[:limit])
 
 
-def settle(
-    points: Sequence[Any],
-    more: Callable[[int], Sequence[Any]],
+def settled(
+    ask: Callable[[Sequence[int], int], Sequence[Sequence[Any]]],
+    count: int,
     limit: int,
     distance: VectorDistance,
     as_id: Callable[[Any], PointId] = lambda point: point,
-) -> Hits:
-    """Hits from an engine's scored ``points``, of which ``limit + TIES`` were asked for.
+    most: int = 2**31,
+) -> list[Hits]:
+    """Hits of ``count`` queries; ``ask(queries, n)`` gives an engine's n best scored points of those queries.
 
-    When the last place is shared with points that weren't fetched, ``more(n)`` fetches n, up to MOST_TIES beyond
-    the limit: so that ``str(id)``, and not the engine's mood, decides who is in.
+    Where the last place is shared with points that weren't fetched, more are, up to MOST_TIES beyond the limit (and
+    ``most`` in all): so that ``str(id)``, and not the engine's mood, decides who is in.
     """
-    fetched = limit + TIES
-    distances = to_distances([p.score for p in points], distance)
-    while len(points) == fetched < limit + MOST_TIES and _cuts_a_tie(distances, limit):
-        fetched = min(2 * fetched, limit + MOST_TIES)
-        points = more(fetched)
-        distances = to_distances([p.score for p in points], distance)
-    return nearest([as_id(p.id) for p in points], distances, limit)
+    found: dict[int, Hits] = {}
+    most = min(most, limit + MOST_TIES)
+    fetch, open_ = min(limit + TIES, most), list(range(count))
+    while open_:
+        again = []
+        for query, points in zip(open_, ask(open_, fetch), strict=True):
+            distances = to_distances([p.score for p in points], distance)
+            if len(points) == fetch < most and _cuts_a_tie(distances, limit):
+                again.append(query)
+            else:
+                found[query] = nearest([as_id(p.id) for p in points], distances, limit)
+        fetch, open_ = min(2 * fetch, most), again
+    return [found[query] for query in range(count)]
 
 
 def _cuts_a_tie(distances: np.ndarray, limit: int) -> bool:

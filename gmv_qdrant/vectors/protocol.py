@@ -40,14 +40,6 @@ class CollectionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """A payload field that must equal one of ``values``; a search ANDs all conditions it is given."""
-
-    field: str
-    values: tuple[str | int | bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class SearchParams:
     """How a search trades time for recall; always sent in full, never left to an engine's default."""
 
@@ -127,31 +119,29 @@ class VectorStore(Protocol):
 
     def delete(self, ids: Sequence[PointId]) -> None: ...
 
-    def search(
-        self,
-        queries: np.ndarray,
-        limit: int,
-        params: SearchParams,
-        conditions: Sequence[Condition] = (),
-    ) -> list[Hits]:
+    def search(self, queries: np.ndarray, limit: int, params: SearchParams) -> list[Hits]:
         """The ``limit`` nearest points of each query: ``queries`` float32 ``(q, dim)``."""
         ...
 
-    def retrieve(self, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
-        """Those of ``ids`` that exist, in no fixed order."""
+    def retrieve(
+        self, ids: Sequence[PointId], *, with_vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> list[Point]:
+        """Those of ``ids`` that exist, in no fixed order. fields: of the payload; None is all of them."""
         ...
 
     def scroll(
-        self, *, with_vectors: bool = False, conditions: Sequence[Condition] = ()
+        self, *, with_vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[list[Point]]:
         """All points, in pages."""
         ...
 
     def ids(self) -> Iterator[list[PointId]]:
-        """The ids of all points, in pages: a million in a second."""
+        """The ids of all points, in pages."""
         ...
 
-    def count(self, conditions: Sequence[Condition] = ()) -> int: ...
+    def count(self) -> int:
+        """All points; about as many, where a server allows no exact count."""
+        ...
 
     def flush(self) -> None:
         """Return only when everything upserted or deleted so far survives a crash."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from loopback import Loopback
 from loopback_grpc import GrpcLoopback
-from pydantic import SecretStr
 from samples import MakeStore
 
+from gmv_qdrant.settings import Secret
 from gmv_qdrant.vectors.embedded.store import EdgeStore
 from gmv_qdrant.vectors.protocol import CollectionSpec, VectorStore
 from gmv_qdrant.vectors.server.connection import Connection
@@ -24,7 +24,7 @@ REAL = os.environ.get("QDRANT_URL")
 
 def real_config() -> ServerConfig:
     key = os.environ.get("QDRANT_API_KEY")
-    return ServerConfig(REAL or "", SecretStr(key) if key else None, patience=20)
+    return ServerConfig(REAL or "", Secret(key) if key else None, patience=20)
 
 
 @pytest.fixture(params=["edge", "server", "grpc", *(["real"] if REAL else [])])

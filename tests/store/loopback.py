@@ -1,30 +1,30 @@
 """A small HTTP server that speaks Qdrant's REST for the calls we make, on top of real Edge shards.
 
-Every request body is validated against qdrant-client's own models (all of them forbid unknown fields), so a request
-that a real server would refuse is refused here. Faults are queued with `Loopback.fail` and met in order.
+What it answers is held against a real server's answers (`test_answers.py`). Every request body is validated against
+qdrant-client's own models (all of them forbid unknown fields), so a request that a real server would pass over in
+silence is refused here. Faults are queued with `Loopback.fail` and met in order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import signal
+import math
+import re
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import qdrant_edge as q
+from killing import kill_asker
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client.http import models as m
+from served import Collection, Refused, plain, point_id
 
 Effect = Literal["answer", "slow", "half", "drop", "drop after", "restart", "kill", "kill after"]
 
@@ -41,135 +41,33 @@ class Fault:
     text: str = "made to fail"
 
 
-class Refused(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class Collection:
-    """One Edge shard and the description that a server would give of it."""
-
-    def __init__(self, path: Path, create: m.CreateCollection) -> None:
-        self.path = path
-        self.unnamed = isinstance(create.vectors, m.VectorParams)
-        self.vectors: dict[str, m.VectorParams] = (
-            {"": create.vectors} if isinstance(create.vectors, m.VectorParams) else dict(create.vectors or {})
-        )
-        self.quantization = create.quantization_config
-        self.metadata = create.metadata
-        self.payload_schema: dict[str, Any] = {}
-        self.threshold = 1
-        self.yellow = 0
-        self.builds = True
-        self.ef_needed = 0
-        """A graph that loses every other neighbour of a search that is narrower, once there is an index."""
-        shutil.rmtree(path, ignore_errors=True)
-        self.shard = q.EdgeShard.create(str(path), self.config())
-
-    def config(self) -> q.EdgeConfig:
-        return q.EdgeConfig(
-            vectors={
-                name: q.EdgeVectorParams(
-                    v.size,
-                    getattr(q.Distance, v.distance.value),
-                    quantization_config=self._codes(v.quantization_config or self.quantization),
-                    memory=q.Memory.Cold,
-                )
-                for name, v in self.vectors.items()
-            },
-            hnsw_config=q.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
-            optimizers=q.EdgeOptimizersConfig(default_segment_number=2, indexing_threshold=self.threshold),
-        )
-
-    @staticmethod
-    def _codes(config: Any) -> Any:
-        if isinstance(config, m.ProductQuantization):
-            return q.ProductQuantizationConfig(compression=q.CompressionRatio.X16)
-        if isinstance(config, m.ScalarQuantization):
-            return q.ScalarQuantizationConfig(type=q.ScalarType.Int8)
-        if isinstance(config, m.TurboQuantization):
-            return q.TurboQuantQuantizationConfig(bits=q.TurboQuantBitSize.Bits2)
-        return None
-
-    def reload(self) -> None:
-        self.shard.close()
-        self.shard = q.EdgeShard.load(str(self.path), self.config())
-
-    def build(self) -> None:
-        self.reload()
-        self.shard.optimize()
-        self.reload()
-
-    def misses(self, params: m.SearchParams | None) -> bool:
-        exact, ef = bool(params and params.exact), (params and params.hnsw_ef) or 0
-        return not exact and ef < self.ef_needed and bool(self.shard.info().indexed_vectors_count)
-
-    def unbuilt(self, info: Any) -> int:
-        """Bytes of vectors that have no index yet."""
-        numbers = sum(v.size for v in self.vectors.values())
-        return max(0, info.points_count - info.indexed_vectors_count) * numbers * 4
-
-    def info(self) -> dict[str, Any]:
-        info = self.shard.info()
-        status = "green"
-        if self.yellow > 0:
-            self.yellow -= 1
-            status = "yellow"
-        elif self.builds and self.unbuilt(info) > self.threshold * 1_024:  # a server's background work
-            self.build()
-            status = "yellow"
-        vectors: Any = {n: v.model_dump(mode="json", exclude_none=True) for n, v in self.vectors.items()}
-        return {
-            "status": status,
-            "optimizer_status": "ok",
-            "indexed_vectors_count": 0 if status == "yellow" else info.indexed_vectors_count,
-            "points_count": info.points_count,
-            "segments_count": info.segments_count,
-            "config": {
-                "params": {"vectors": vectors[""] if self.unnamed else vectors, "shard_number": 1},
-                "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000},
-                "optimizer_config": {
-                    "deleted_threshold": 0.2,
-                    "vacuum_min_vector_number": 1_000,
-                    "default_segment_number": 0,
-                    "flush_interval_sec": 5,
-                    "indexing_threshold": self.threshold,
-                },
-                "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
-                "quantization_config": self.quantization.model_dump(mode="json")
-                if self.quantization
-                else None,
-                **({"metadata": self.metadata} if self.metadata else {}),
-            },
-            "payload_schema": self.payload_schema,
-        }
-
-
-def point_id(value: Any) -> int | uuid.UUID:
-    return value if isinstance(value, int) else uuid.UUID(str(value))
-
-
-def plain(value: Any) -> Any:
-    return value if isinstance(value, int) else str(value)
-
-
 class Loopback:
     """``with Loopback(tmp_path) as server: ... server.url``."""
 
     def __init__(self, path: Path, *, api_key: str | None = None, version: str = "1.18.2") -> None:
         self.path, self.api_key, self.version = path, api_key, version
         self.read_only_key: str | None = None
+        self.tokens: dict[str, dict[str, str]] = {}
+        """Keys for single collections: key -> collection -> ``r`` or ``rw``; the collection ``!`` is: has expired."""
+        self.prefix = ""
+        """Below which path it answers, as behind a proxy."""
+        self.max_body = 32 * 2**20
+        self.lenient = False
+        """Whether unknown fields of a request are passed over, as a real server does."""
         self.collections: dict[str, Collection] = {}
+        self.aliases: dict[str, str] = {}
         self.faults: list[tuple[str, Fault]] = []
         self.requests: list[tuple[str, str, int]] = []
         """(method, path, bytes of the body), in order."""
+        self.answered = 0
+        """Bytes of all answers."""
         self.invalid: list[str] = []
         """Bodies that qdrant-client's models refuse: a test that ends with any has found a bug of ours."""
         self.most_at_once = 0
         self.seconds = 0.0
         """How long each request takes at least."""
         self._now = 0
+        self._operations = 0
         self._lock = threading.RLock()
         self._serve(0)
 
@@ -182,7 +80,7 @@ class Loopback:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.prefix}"
 
     def __enter__(self) -> Loopback:
         return self
@@ -215,37 +113,88 @@ class Loopback:
         """Requests that change something."""
         return [r for r in self.requests if is_write(r[0], r[1])]
 
+    # -- who may ---------------------------------------------------------------------------------------
+
+    def authorize(self, key: str | None, method: str, path: str) -> None:
+        if path in ("/", "/readyz") or not (self.api_key or self.read_only_key or self.tokens):
+            return
+        if key is None:
+            raise Refused(401, "Must provide an API key or an Authorization bearer token")
+        if key == self.api_key:
+            return
+        name = unquote(path.strip("/").split("/")[1]) if path.count("/") > 1 else ""
+        if key == self.read_only_key:
+            if is_write(method, path):
+                raise Refused(403, "Forbidden: Global manage access is required")
+        elif key in self.tokens:
+            may = self.tokens[key]
+            if "!" in may:
+                raise Refused(403, "ExpiredSignature")
+            if name and name not in may:
+                raise Refused(403, f"Forbidden: Access to collection {name} is required")
+            if is_write(method, path) and not re.search(r"/points|/index", path):
+                raise Refused(403, "Forbidden: Global access is required")
+            if is_write(method, path) and may[name] != "rw":
+                raise Refused(403, f"Forbidden: Write access to collection {name} is required")
+        else:
+            raise Refused(401, "Invalid API key or JWT")
+
     # -- the calls -------------------------------------------------------------------------------------
 
-    def handle(self, method: str, path: str, body: bytes) -> Any:
+    def handle(self, method: str, path: str, body: bytes, key: str | None = None) -> Any:
         parts = [unquote(p) for p in path.strip("/").split("/")]
         if parts == [""]:
-            return {"title": "qdrant", "version": self.version}
+            return {"title": "qdrant - vector search engine", "version": self.version, "commit": "0"}
+        if path == "/readyz":
+            return "all shards are ready"
+        if parts == ["aliases"]:
+            return {
+                "aliases": [
+                    {"alias_name": a, "collection_name": c} for a, c in self._visible(self.aliases, key)
+                ]
+            }
         if parts[0] != "collections":
             raise Refused(404, "")
         if len(parts) == 1:
-            return {"collections": [{"name": n} for n in sorted(self.collections)]}
-        name, rest = parts[1], "/".join(parts[2:])
+            return {"collections": [{"name": n} for n, _ in sorted(self._visible(self.collections, key))]}
+        if parts[1:] == ["aliases"]:
+            return self.change_aliases(self.valid(m.ChangeAliasesOperation, body))
+        return self.handle_collection(method, parts[1], parts[2:], body)
+
+    def check_timeout(self, path: str, query: str) -> None:
+        parts = path.strip("/").split("/")
+        if given := parse_qs(query).get("timeout"):
+            collection = self.find(unquote(parts[1]))
+            collection.within("timeout", float(given[0]), collection.strict.max_timeout)
+
+    def _visible(self, named: dict[str, Any], key: str | None) -> list[tuple[str, Any]]:
+        mine = self.tokens.get(key or "")
+        return [(n, v) for n, v in named.items() if mine is None or n in mine]
+
+    def handle_collection(self, method: str, name: str, parts: list[str], body: bytes) -> Any:
+        rest = "/".join(parts)
         if (method, rest) == ("GET", "exists"):
-            return {"exists": name in self.collections}
+            return {"exists": name in self.collections or name in self.aliases}
         if (method, rest) == ("PUT", ""):
             return self.create(name, self.valid(m.CreateCollection, body))
-        if name not in self.collections:
-            raise Refused(404, f"Not found: Collection `{name}` doesn't exist!")
-        collection = self.collections[name]
         if (method, rest) == ("DELETE", ""):
-            self.collections.pop(name).shard.close()
-            return True
+            if name in self.collections:
+                self.collections.pop(name).shard.close()
+                return True
+            return False
+        collection = self.find(name)
         if (method, rest) == ("GET", ""):
             return collection.info()
-        if method == "PUT" and parts[2:3] == ["vectors"]:
-            return self.add_vector(collection, parts[3], self.valid(m.VectorNameConfig, body))
+        if method == "PUT" and parts[:1] == ["vectors"]:
+            return self.add_vector(collection, parts[1], self.valid(m.VectorNameConfig, body))
         known: dict[tuple[str, str], tuple[Any, Callable[[Collection, Any], Any]]] = {
             ("PATCH", ""): (m.UpdateCollection, self.update),
             ("PUT", "index"): (m.CreateFieldIndex, self.create_index),
+            ("POST", "facet"): (m.FacetRequest, self.facet),
             ("PUT", "points"): (m.PointInsertOperations, self.upsert),
             ("POST", "points"): (m.PointRequest, self.retrieve),
             ("POST", "points/delete"): (m.PointsSelector, self.delete),
+            ("POST", "points/payload"): (m.SetPayload, self.set_payload),
             ("POST", "points/scroll"): (m.ScrollRequest, self.scroll),
             ("POST", "points/count"): (m.CountRequest, self.count),
             ("POST", "points/query"): (m.QueryRequest, self.query),
@@ -257,17 +206,39 @@ class Loopback:
         model, call = known[method, rest]
         return call(collection, self.valid(model, body))
 
+    def find(self, name: str) -> Collection:
+        name = self.aliases.get(name, name)
+        if name not in self.collections:
+            raise Refused(404, f"Not found: Collection `{name}` doesn't exist!")
+        return self.collections[name]
+
     def valid(self, model: Any, body: bytes) -> Any:
         try:
-            return TypeAdapter(model).validate_python(json.loads(body))
+            given = json.loads(body, parse_constant=_refuse_constant)
+            return TypeAdapter(model).validate_python(_known_fields(given) if self.lenient else given)
         except (ValidationError, ValueError) as e:
             self.invalid.append(str(e))
             raise Refused(400, f"Format error in JSON body: {e}") from None
 
+    def done(self) -> dict[str, Any]:
+        self._operations += 1
+        return {"operation_id": self._operations, "status": "completed"}
+
     def create(self, name: str, create: m.CreateCollection) -> bool:
         if name in self.collections:
             raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
+        if name in self.aliases:
+            said = f"Can't create collection with name {name}. Alias with the same name already exists"
+            raise Refused(400, f"Wrong input: {said}")
         self.collections[name] = Collection(self.path / name, create)
+        return True
+
+    def change_aliases(self, change: m.ChangeAliasesOperation) -> bool:
+        for action in change.actions:
+            if isinstance(action, m.CreateAliasOperation):
+                self.aliases[action.create_alias.alias_name] = action.create_alias.collection_name
+            elif isinstance(action, m.DeleteAliasOperation):
+                self.aliases.pop(action.delete_alias.alias_name)
         return True
 
     def update(self, collection: Collection, change: m.UpdateCollection) -> bool:
@@ -279,24 +250,35 @@ class Loopback:
             collection.build()
         if change.metadata:
             collection.metadata = {**(collection.metadata or {}), **change.metadata}
+        if change.optimizers_config:
+            given = change.optimizers_config.model_dump(mode="json", exclude_none=True)
+            collection.threshold = given.pop("indexing_threshold", collection.threshold)
+            collection.optimizer.update(given)
+        if change.strict_mode_config:
+            collection.limit(change.strict_mode_config)
         return True
 
     def create_index(self, collection: Collection, index: m.CreateFieldIndex) -> dict[str, Any]:
-        schema = index.field_schema
-        kind = schema if isinstance(schema, m.PayloadSchemaType) else schema.type  # type: ignore[union-attr]
-        collection.payload_schema[index.field_name] = {"data_type": kind.value, "points": 0}
-        return done()
+        collection.index(index)
+        return self.done()
+
+    def facet(self, collection: Collection, wanted: m.FacetRequest) -> dict[str, Any]:
+        if wanted.key not in collection.payload_schema:
+            page = "https://qdrant.tech/documentation/concepts/indexing/#payload-index"
+            said = f"No appropriate index for faceting: `{wanted.key}`. Please create one to facet on this field. "
+            said += f"Check {page} to see which payload schemas support Match conditions"
+            raise Refused(400, f"Wrong input: {said}")
+        records, _ = collection.shard.scroll(q.ScrollRequest(limit=10**7, with_payload=True))
+        values = [r.payload[wanted.key] for r in records if wanted.key in r.payload]
+        return {"hits": [{"value": v, "count": values.count(v)} for v in sorted(set(values))]}
 
     def add_vector(self, collection: Collection, name: str, config: Any) -> dict[str, Any]:
-        if tuple(map(int, self.version.split(".")[:2])) < (1, 18):
-            raise Refused(404, "")
         dense = config.dense
-        edge = q.UpdateOperation.create_dense_vector(
-            name, dense.size, getattr(q.Distance, dense.distance.value)
-        )
-        collection.shard.update(edge)
-        collection.vectors[name] = m.VectorParams(size=dense.size, distance=dense.distance)
-        return done()
+        if name not in collection.vectors:
+            distance = getattr(q.Distance, dense.distance.value)
+            collection.shard.update(q.UpdateOperation.create_dense_vector(name, dense.size, distance))
+            collection.vectors[name] = m.VectorParams(size=dense.size, distance=dense.distance)
+        return self.done()
 
     def upsert(self, collection: Collection, insert: Any) -> dict[str, Any]:
         if isinstance(insert, m.PointsBatch):
@@ -308,103 +290,125 @@ class Loopback:
             ids = [p.id for p in insert.points]
             payloads = [p.payload or {} for p in insert.points]
             rows = [p.vector if isinstance(p.vector, dict) else {"": p.vector} for p in insert.points]
+        for i in ids:
+            if isinstance(i, int) and not 0 <= i < 2**64:
+                word = f"value {i} is not a valid point ID, valid values are either an unsigned integer or a UUID"
+                raise Refused(400, f"Format error in JSON body: {word}")
+        collection.within("upsert limit", len(ids), collection.strict.upsert_max_batchsize)
+        collection.spend("Write", len(ids))
+        custom = collection.create.sharding_method == m.ShardingMethod.CUSTOM
+        if custom and insert.shard_key is None:
+            raise Refused(400, "Wrong input: Shard key not specified")
+        for row in rows:
+            for name, vector in row.items():
+                collection.check(name, vector)
         points = [q.Point(point_id(i), r, p) for i, r, p in zip(ids, rows, payloads, strict=True)]
         collection.shard.update(q.UpdateOperation.upsert_points(points))
-        return done()
+        if custom:
+            for i in ids:
+                collection.copies[i].add(str(insert.shard_key))
+        return self.done()
 
     def update_vectors(self, collection: Collection, change: m.UpdateVectors) -> dict[str, Any]:
+        ids = [point_id(p.id) for p in change.points]
+        there = {r.id for r in collection.shard.retrieve(ids, with_payload=False, with_vector=False)}
+        if lost := [i for i in ids if i not in there]:
+            raise Refused(404, f"Not found: No point with id {lost[0]} found")
         points = [q.PointVectors(point_id(p.id), p.vector) for p in change.points]
         collection.shard.update(q.UpdateOperation.update_vectors(points))
-        return done()
+        return self.done()
+
+    def set_payload(self, collection: Collection, change: m.SetPayload) -> dict[str, Any]:
+        ids = [point_id(i) for i in change.points or []]
+        collection.shard.update(q.UpdateOperation.set_payload(ids, change.payload))
+        return self.done()
 
     def retrieve(self, collection: Collection, wanted: m.PointRequest) -> list[Any]:
+        collection.spend("Read", 1)
         ids = [point_id(i) for i in wanted.ids]
         found = collection.shard.retrieve(
-            ids, with_payload=wanted.with_payload, with_vector=wanted.with_vector
+            ids, with_payload=wanted.with_payload or False, with_vector=wanted.with_vector or False
         )
-        return [record(r) for r in found]
+        return [record(r, wanted) for r in found]
 
     def delete(self, collection: Collection, which: Any) -> dict[str, Any]:
         if isinstance(which, m.PointIdsList):
+            collection.spend("Write", len(which.points))
             collection.shard.update(q.UpdateOperation.delete_points([point_id(i) for i in which.points]))
         else:
-            only = self.filter(collection, which.filter)
+            collection.allow_filter(which.filter, write=True)
+            collection.spend("Write", 1)
+            only = collection.having(which.filter)
             collection.shard.update(q.UpdateOperation.delete_points_by_filter(only))
-        return done()
+        return self.done()
 
     def scroll(self, collection: Collection, wanted: m.ScrollRequest) -> dict[str, Any]:
+        collection.within("limit", wanted.limit, collection.strict.max_query_limit)
+        collection.allow_filter(wanted.filter)
+        collection.spend("Read", 1)
         request = q.ScrollRequest(
             offset=None if wanted.offset is None else point_id(wanted.offset),
-            limit=wanted.limit,
-            filter=self.filter(collection, wanted.filter),
-            with_payload=wanted.with_payload,
-            with_vector=wanted.with_vector,
+            limit=wanted.limit or 10,
+            filter=collection.having(wanted.filter),
+            with_payload=True if wanted.with_payload is None else wanted.with_payload,
+            with_vector=wanted.with_vector or False,
         )
         records, offset = collection.shard.scroll(request)
         return {
-            "points": [record(r) for r in records],
+            "points": [record(r, wanted, payload=True) for r in records],
             "next_page_offset": None if offset is None else plain(offset),
         }
 
     def count(self, collection: Collection, wanted: m.CountRequest) -> dict[str, int]:
-        request = q.CountRequest(exact=True, filter=self.filter(collection, wanted.filter))
-        return {"count": collection.shard.count(request)}
+        collection.allow_filter(wanted.filter)
+        collection.allow_exact(wanted.exact is not False)
+        collection.spend("Read", 1)
+        only = collection.having(wanted.filter)
+        count = collection.shard.count(q.CountRequest(exact=True, filter=only))
+        return {"count": count + sum(len(keys) - 1 for keys in collection.copies.values())}
 
     def query_batch(self, collection: Collection, batch: m.QueryRequestBatch) -> list[Any]:
-        return [self.query(collection, s) for s in batch.searches]
+        collection.within("search batch size", len(batch.searches), collection.strict.search_max_batchsize)
+        collection.spend("Read", len(batch.searches))
+        return [self.best(collection, s) for s in batch.searches]
 
     def query(self, collection: Collection, wanted: m.QueryRequest) -> dict[str, Any]:
-        prefetches = wanted.prefetch if isinstance(wanted.prefetch, list) else [wanted.prefetch]
+        collection.spend("Read", 1)
+        return self.best(collection, wanted)
+
+    def best(self, collection: Collection, wanted: m.QueryRequest) -> dict[str, Any]:
+        strict, given, vector = collection.strict, wanted.params, nearest(wanted.query)
+        collection.within("limit", wanted.limit, strict.max_query_limit)
+        if given:
+            collection.allow_exact(given.exact)
+            collection.within("hnsw_ef", given.hnsw_ef, strict.search_max_hnsw_ef)
+            codes = given.quantization
+            collection.within("oversampling", codes and codes.oversampling, strict.search_max_oversampling)
+        collection.allow_filter(wanted.filter)
+        collection.check(wanted.using or "", vector)
         request = q.QueryRequest(
-            limit=wanted.limit,
-            query=q.Query.Nearest(nearest(wanted.query), using=wanted.using or ""),
-            prefetches=[
-                q.Prefetch(
-                    limit=p.limit,
-                    query=q.Query.Nearest(nearest(p.query), using=p.using or ""),
-                    params=params(p.params),
-                    filter=self.filter(collection, p.filter),
-                )
-                for p in prefetches
-                if p is not None
-            ],
-            filter=self.filter(collection, wanted.filter),
-            params=params(wanted.params),
+            limit=wanted.limit or 10,
+            query=q.Query.Nearest(vector, using=wanted.using or ""),
+            filter=collection.having(wanted.filter),
+            params=params(given),
         )
         points = collection.shard.query(request)
-        if collection.misses(wanted.params):
+        if collection.misses(given):
             points = points[::2]
         return {"points": [{"id": plain(p.id), "version": 0, "score": p.score} for p in points]}
 
-    def filter(self, collection: Collection, given: m.Filter | None) -> q.Filter | None:
-        if given is None:
-            return None
-        parts = {}
-        for clause in ("must", "should", "must_not"):
-            items = getattr(given, clause)
-            items = items if isinstance(items, list) else [items] if items else []
-            parts[clause] = [self.condition(collection, c) for c in items] or None
-        return q.Filter(**parts)
 
-    def condition(self, collection: Collection, given: Any) -> Any:
-        if isinstance(given, m.Filter):
-            return self.filter(collection, given)
-        if isinstance(given, m.HasIdCondition):
-            return q.HasIdCondition({point_id(i) for i in given.has_id})
-        if isinstance(given, m.HasVectorCondition):
-            return q.HasVectorCondition(given.has_vector)
-        assert isinstance(given, m.FieldCondition), given
-        if isinstance(given.match, m.MatchAny):
-            return q.FieldCondition(given.key, match=q.MatchAny(given.match.any))
-        assert isinstance(given.match, m.MatchValue), given
-        if isinstance(given.match.value, bool):  # Edge's binding would match 1 instead
-            records, _ = collection.shard.scroll(q.ScrollRequest(limit=1_000_000, with_payload=True))
-            return q.HasIdCondition({r.id for r in records if r.payload.get(given.key) is given.match.value})
-        return q.FieldCondition(given.key, match=q.MatchValue(given.match.value))
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"expected value, not {name}")
+
+
+def _known_fields(given: Any) -> Any:
+    """Without the one unknown field that the recorded answers have."""
+    return {n: v for n, v in given.items() if n != "paramz"} if isinstance(given, dict) else given
 
 
 def is_write(method: str, path: str) -> bool:
-    reads = ("/points", "/scroll", "/count", "/query", "/query/batch")
+    reads = ("/points", "/scroll", "/count", "/query", "/query/batch", "/facet")
     return method != "GET" and not (method == "POST" and path.endswith(reads))
 
 
@@ -422,38 +426,15 @@ def params(given: m.SearchParams | None) -> Any:
     return q.SearchParams(hnsw_ef=given.hnsw_ef, exact=bool(given.exact), quantization=edge)
 
 
-def record(r: Any) -> dict[str, Any]:
-    return {"id": plain(r.id), "payload": r.payload, "vector": r.vector}
-
-
-def done() -> dict[str, Any]:
-    return {"operation_id": 0, "status": "completed"}
-
-
-def kill_asker(port: int) -> None:
-    """SIGKILL to the descendant of this process whose connection comes from this port."""
-    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = {parts[9] for parts in connections if int(parts[1].split(":")[1], 16) == port}
-    for pid in descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            if any(os.readlink(link) == f"socket:[{inode}]" for link in Path(f"/proc/{pid}/fd").iterdir()):
-                os.kill(pid, signal.SIGKILL)
-                return
-    raise AssertionError(f"nobody of ours asks from port {port}")
-
-
-def descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(
-                int(stat.parent.name)
-            )
-    found, left = [], [pid]
-    while left:
-        mine = children.get(left.pop(), [])
-        found += mine
-        left += mine
+def record(r: Any, wanted: Any, *, payload: bool = False) -> dict[str, Any]:
+    """With payload and vector where they were asked for; a scroll gives the payload by itself."""
+    found: dict[str, Any] = {"id": plain(r.id)}
+    if wanted.with_payload or (payload and wanted.with_payload is None):
+        found["payload"] = r.payload or {}
+    if wanted.with_vector:
+        names = wanted.with_vector if isinstance(wanted.with_vector, list) else None
+        vector = {} if r.vector is None else r.vector
+        found["vector"] = {n: v for n, v in vector.items() if n in names} if names is not None else vector
     return found
 
 
@@ -477,6 +458,8 @@ class _Handler(BaseHTTPRequestHandler):
         loopback = self.loopback
         path = urlsplit(self.path).path
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if loopback.prefix:
+            path = path.removeprefix(loopback.prefix) if path.startswith(loopback.prefix) else "/elsewhere"
         with loopback._lock:
             loopback.requests.append((self.command, path, len(body)))
             loopback._now += 1
@@ -515,7 +498,7 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"status": {"error": fault.text}, "time": 0.0}
             self._answer(fault.status, error, fault.headers)
             return
-        status, answer = self._carry_out(path, body)
+        status, answer, headers = self._carry_out(path, body)
         if fault and fault.effect == "kill after":
             kill_asker(self.client_address[1])
             return
@@ -524,39 +507,60 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.effect == "drop after":
             self.connection.shutdown(socket.SHUT_RDWR)
             return
-        self._answer(status, answer, {}, half=bool(fault and fault.effect == "half"))
+        self._answer(status, answer, headers, half=bool(fault and fault.effect == "half"))
 
-    def _carry_out(self, path: str, body: bytes) -> tuple[int, Any]:
-        loopback = self.loopback
-        key = self.headers.get("api-key")
-        keys = {loopback.api_key, loopback.read_only_key} - {None}
-        if keys and key not in keys:
-            return 401, "Must provide an API key or an Authorization bearer token"
+    def _carry_out(self, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
+        loopback, key = self.loopback, self.headers.get("api-key")
+        try:
+            loopback.authorize(key, self.command, path)
+        except Refused as e:  # a real server says this without JSON, but for what a key may not do
+            plain_text = e.status == 401 or not str(e).startswith("Forbidden")
+            return e.status, str(e) if plain_text else {"status": {"error": str(e)}, "time": 0.0}, {}
+        if len(body) > loopback.max_body:
+            said = (
+                f"JSON payload ({len(body)} bytes) is larger than allowed (limit: {loopback.max_body} bytes)."
+            )
+            return 400, {"status": {"error": said}, "time": 0.0}, {}
         try:
             with loopback._lock:
-                if key and key == loopback.read_only_key and is_write(self.command, path):
-                    raise Refused(403, "Forbidden: Global manage access is required")
-                result = loopback.handle(self.command, path, body)
-            if path == "/":
-                return 200, result
-            return 200, {"result": result, "status": "ok", "time": 0.0}
+                loopback.check_timeout(path, urlsplit(self.path).query)
+                result = loopback.handle(self.command, path, body, key)
+            if path in ("/", "/readyz"):
+                return 200, result, {}
+            return 200, {"result": result, "status": "ok", "time": 0.0}, {}
         except Refused as e:
-            return e.status, {"status": {"error": str(e)}, "time": 0.0} if str(e) else None
+            return e.status, {"status": {"error": str(e)}, "time": 0.0} if str(e) else None, e.headers
         except Exception as e:  # noqa: BLE001 - the engine's bare exceptions
-            return 400, {"status": {"error": f"Wrong input: {e}"}, "time": 0.0}
+            return 400, {"status": {"error": f"Wrong input: {e}"}, "time": 0.0}, {}
 
     def _answer(self, status: int, answer: Any, headers: dict[str, str], *, half: bool = False) -> None:
-        data = b"" if answer is None else json.dumps(answer).encode()
+        data = answer.encode() if isinstance(answer, str) else b"" if answer is None else _json(answer)
         self._leave()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
         self.send_header("Content-Length", str(len(data)))
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+        self.loopback.answered += len(data)
         self.wfile.write(data[: len(data) // 2] if half else data)
         self.wfile.flush()
         if half:
             self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
+
+
+def _json(answer: Any) -> bytes:
+    try:
+        return json.dumps(answer, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_finite(answer)).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

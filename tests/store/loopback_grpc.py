@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from loopback import Loopback, Refused
+from loopback import Loopback
 from qdrant_client import grpc as g
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_client.http import models as m
+from served import Refused
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -77,9 +78,7 @@ class GrpcLoopback:
 
 
 def collection(loopback: Loopback, name: str) -> Any:
-    if name not in loopback.collections:
-        raise Refused(404, f"Not found: Collection `{name}` doesn't exist!")
-    return loopback.collections[name]
+    return loopback.find(name)
 
 
 def filter_of(request: Any, field: str = "filter") -> Any:
@@ -100,7 +99,7 @@ def applied(_: Any = None) -> Any:
 
 
 def retrieved(records: list[dict[str, Any]]) -> list[Any]:
-    return [RestToGrpc.convert_record(m.Record(**{**r, "payload": r["payload"] or {}})) for r in records]
+    return [RestToGrpc.convert_record(m.Record(**{"payload": {}, **r})) for r in records]
 
 
 def scored(answer: dict[str, Any]) -> list[Any]:
@@ -153,7 +152,8 @@ def query(loopback: Loopback, r: Any) -> Any:
 
 
 def query_batch(loopback: Loopback, r: Any) -> Any:
-    found = [query(loopback, each).result for each in r.query_points]
+    batch = m.QueryRequestBatch(searches=[GrpcToRest.convert_query_points(each) for each in r.query_points])
+    found = [scored(one) for one in loopback.query_batch(collection(loopback, r.collection_name), batch)]
     return g.QueryBatchResponse(result=[g.BatchResult(result=points) for points in found])
 
 
@@ -198,13 +198,15 @@ def describe(loopback: Loopback, r: Any) -> Any:
 
 
 def create_index(loopback: Loopback, r: Any) -> Any:
-    index = m.CreateFieldIndex(field_name=r.field_name, field_schema=m.PayloadSchemaType.KEYWORD)
+    kinds = {g.FieldType.FieldTypeInteger: "integer", g.FieldType.FieldTypeBool: "bool"}
+    kind = m.PayloadSchemaType(kinds.get(r.field_type, "keyword"))
+    index = m.CreateFieldIndex(field_name=r.field_name, field_schema=kind)
     return applied(loopback.create_index(collection(loopback, r.collection_name), index))
 
 
 def exists(loopback: Loopback, r: Any) -> Any:
     return g.CollectionExistsResponse(
-        result=g.CollectionExists(exists=r.collection_name in loopback.collections)
+        result=g.CollectionExists(exists=r.collection_name in {*loopback.collections, *loopback.aliases})
     )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import qdrant_edge as q
 
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.vectors.checks import TIES, check_batch, check_ids, check_limit, check_vectors, settle
+from gmv_qdrant.vectors.checks import check_batch, check_ids, check_limit, check_vectors, settled
 from gmv_qdrant.vectors.embedded import optimize as optimizer
-from gmv_qdrant.vectors.embedded.codec import flags_at, json_path, search_params, shard_filter
+from gmv_qdrant.vectors.embedded.codec import search_params
 from gmv_qdrant.vectors.embedded.segments import (
     HNSW_POINTS,
     MIN_CODED,
@@ -27,7 +27,6 @@ from gmv_qdrant.vectors.embedded.shard import Shard
 from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
-    Condition,
     Hits,
     Limits,
     Payload,
@@ -93,61 +92,55 @@ class EdgeStore:
             batch = ids[start : start + BATCH]
             self._write("delete points", q.UpdateOperation.delete_points([*batch]), len(batch))
 
-    def search(
-        self,
-        queries: np.ndarray,
-        limit: int,
-        params: SearchParams,
-        conditions: Sequence[Condition] = (),
-    ) -> list[Hits]:
+    def search(self, queries: np.ndarray, limit: int, params: SearchParams) -> list[Hits]:
         """See `VectorStore.search`. One query at a time: with codes, the engine's batches are slower."""
         check_limit(limit)
         rows = check_vectors(queries, self._spec)
-        only = self._filter(conditions)
         params = self._exact_where_nothing_is_coded(params)
 
-        def request(row: np.ndarray, fetch: int) -> q.QueryRequest:
-            near = q.Query.Nearest(row, using=self._spec.vector_name)  # type: ignore[arg-type]
-            return q.QueryRequest(limit=fetch, query=near, filter=only, params=search_params(params, fetch))
+        def request(index: int, fetch: int) -> q.QueryRequest:
+            near = q.Query.Nearest(rows[index], using=self._spec.vector_name)
+            return q.QueryRequest(limit=fetch, query=near, params=search_params(params, fetch))
 
-        def ask(row: np.ndarray, fetch: int) -> list[Any]:
-            return list(self._shard.do("search", "query", request(row, fetch)))
+        def ask(indices: Sequence[int], fetch: int) -> list[Sequence[Any]]:
+            requests = [request(index, fetch) for index in indices]
+            if not params.exact:
+                return [self._shard.do("search", "query", one) for one in requests]
+            parts = [requests[i : i + EXACT_BATCH] for i in range(0, len(requests), EXACT_BATCH)]
+            batches = [self._shard.do("search", "query_batch", q.QueryBatchRequest(part)) for part in parts]
+            return [points for batch in batches for points in batch]
 
-        found: list[list[Any]] = []
-        if params.exact:
-            for start in range(0, len(rows), EXACT_BATCH):
-                batch = [request(row, limit + TIES) for row in rows[start : start + EXACT_BATCH]]
-                found += self._shard.do("search", "query_batch", q.QueryBatchRequest(batch))
-        else:
-            found = [ask(row, limit + TIES) for row in rows]
-        return [
-            settle(points, lambda n, row=row: ask(row, n), limit, self._spec.distance)  # type: ignore[misc]
-            for row, points in zip(rows, found, strict=True)
-        ]
+        return settled(ask, len(rows), limit, self._spec.distance)
 
-    def retrieve(self, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
+    def retrieve(
+        self, ids: Sequence[PointId], *, with_vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> list[Point]:
         wanted = list(dict.fromkeys(check_ids(ids)))
-        vectors = self._wanted(with_vectors)
         found: list[Point] = []
         for start in range(0, len(wanted), BATCH):
             batch = wanted[start : start + BATCH]
-            records = self._shard.do("read points", "retrieve", batch, with_payload=True, with_vector=vectors)
+            records = self._shard.do(
+                "read points",
+                "retrieve",
+                batch,
+                with_payload=_payload(fields),
+                with_vector=self._wanted(with_vectors),
+            )
             found += [self._point(r) for r in records]
         return found
 
     def scroll(
-        self, *, with_vectors: bool = False, conditions: Sequence[Condition] = ()
+        self, *, with_vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[list[Point]]:
-        for records in self._pages(True, self._wanted(with_vectors), self._filter(conditions)):
+        for records in self._pages(_payload(fields), self._wanted(with_vectors)):
             yield [self._point(r) for r in records]
 
     def ids(self) -> Iterator[list[PointId]]:
-        for records in self._pages(False, False, None):
+        for records in self._pages(False, False):
             yield [r.id for r in records]
 
-    def count(self, conditions: Sequence[Condition] = ()) -> int:
-        request = q.CountRequest(exact=True, filter=self._filter(conditions))
-        return int(self._shard.do("count points", "count", request))
+    def count(self) -> int:
+        return int(self._shard.do("count points", "count", q.CountRequest(exact=True)))
 
     def flush(self) -> None:
         self._shard.do("flush", "flush")
@@ -181,7 +174,7 @@ class EdgeStore:
         whose numbering can't be restarted: so the living points move to a new shard. It has no codes, and is searched
         exactly, until the next `optimize`: several withdrawals cost one training of codes.
         """
-        self._shard.rewrite(self._pages(True, True, None))
+        self._shard.rewrite(self._pages(True, True))
         self._shard.note()
 
     def status(self) -> StoreStatus:
@@ -246,22 +239,16 @@ class EdgeStore:
     def _wanted(self, with_vectors: bool) -> bool | list[str]:
         return [self._spec.vector_name] if with_vectors and self._spec.vector_name else with_vectors
 
-    def _pages(self, payload: Any, vectors: Any, only: Any) -> Iterator[list[Any]]:
+    def _pages(self, payload: Any, vectors: Any) -> Iterator[list[Any]]:
         offset = None
         while True:
-            request = q.ScrollRequest(
-                offset=offset, limit=BATCH, filter=only, with_payload=payload, with_vector=vectors
-            )
+            request = q.ScrollRequest(offset=offset, limit=BATCH, with_payload=payload, with_vector=vectors)
             records, offset = self._shard.do("read points", "scroll", request)
             if records:
                 yield records
             if offset is None:
                 return
 
-    def _filter(self, conditions: Sequence[Condition]) -> q.Filter | None:
-        return shard_filter(conditions, self._ids_with_flag)
 
-    def _ids_with_flag(self, field: str, flags: set[bool]) -> set[PointId]:
-        path = field.split(".")
-        pages = self._pages([json_path(path[0])], False, None)
-        return {r.id for page in pages for r in page if flags.intersection(flags_at(r.payload or {}, path))}
+def _payload(fields: Sequence[str] | None) -> bool | list[str]:
+    return True if fields is None else list(fields) if fields else False

@@ -1,9 +1,9 @@
-"""The server's words: our specs and conditions as qdrant-client models, and a collection's description as a spec."""
+"""Our specs as qdrant-client models, and a collection's description as a spec."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from qdrant_client import models as m
@@ -11,7 +11,6 @@ from qdrant_client import models as m
 from gmv_qdrant.errors import CollectionMismatch
 from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
-    Condition,
     PointId,
     Quantization,
     SearchParams,
@@ -36,55 +35,40 @@ def quantization_config(kind: Quantization) -> Any:
         turbo = m.TurboQuantQuantizationConfig(bits=m.TurboQuantBitSize.BITS2, always_ram=True)
         return m.TurboQuantization(turbo=turbo)
     if kind == "scalar":
-        return m.ScalarQuantization(
-            scalar=m.ScalarQuantizationConfig(type=m.ScalarType.INT8, always_ram=True)
-        )
-    if kind == "binary":
-        return m.BinaryQuantization(binary=m.BinaryQuantizationConfig(always_ram=True))
+        scalar = m.ScalarQuantizationConfig(type=m.ScalarType.INT8, always_ram=True)
+        return m.ScalarQuantization(scalar=scalar)
     return None
 
 
-def vector_params(spec: CollectionSpec) -> dict[str, m.VectorParams]:
+def vectors_config(spec: CollectionSpec) -> Any:
     params = m.VectorParams(
         size=spec.dim,
         distance=DISTANCES[spec.distance],
         on_disk=True,
         quantization_config=quantization_config(spec.quantization),
     )
-    return {spec.vector_name: params}
+    return {spec.vector_name: params} if spec.vector_name else params
 
 
-def conditions_filter(conditions: Sequence[Condition]) -> m.Filter | None:
-    """All conditions as one filter; None when there are none."""
-    return m.Filter(must=[_condition(c) for c in conditions]) if conditions else None
+def both(*filters: m.Filter | None) -> m.Filter | None:
+    """What meets all of them; None when there are none."""
+    given: list[Any] = [one for one in filters if one is not None]
+    return given[0] if len(given) == 1 else m.Filter(must=given) if given else None
 
 
-def ids_filter(ids: Iterable[PointId], conditions: Sequence[Condition]) -> m.Filter:
-    """Those of ``ids`` that meet all conditions."""
-    among: Any = m.HasIdCondition(has_id=[plain_id(i) for i in ids])
-    return m.Filter(must=[among, *(_condition(c) for c in conditions)])
-
-
-def _condition(condition: Condition) -> Any:
-    flags = [v for v in condition.values if isinstance(v, bool)]
-    texts = [v for v in condition.values if isinstance(v, str)]
-    numbers = [v for v in condition.values if isinstance(v, int) and not isinstance(v, bool)]
-    ways: list[Any] = [
-        m.FieldCondition(key=condition.field, match=m.MatchAny(any=v)) for v in (texts, numbers) if v
-    ]
-    ways += [m.FieldCondition(key=condition.field, match=m.MatchValue(value=v)) for v in flags]
-    if not ways:
-        return m.HasIdCondition(has_id=[])
-    return ways[0] if len(ways) == 1 else m.Filter(should=ways)
+def among(ids: Iterable[PointId]) -> m.Filter:
+    return m.Filter(must=[m.HasIdCondition(has_id=[plain_id(i) for i in ids])])
 
 
 def search_params(params: SearchParams, limit: int) -> m.SearchParams:
     """Every parameter that matters, in full: a server's defaults differ by version and by collection."""
+    if params.exact:
+        return m.SearchParams(exact=True, quantization=m.QuantizationSearchParams(ignore=True))
     codes = m.QuantizationSearchParams(
-        ignore=params.exact, rescore=params.rescore, oversampling=max(1.0, params.oversampling)
+        ignore=False, rescore=params.rescore, oversampling=max(1.0, params.oversampling)
     )
     ef = params.hnsw_ef or max(256, round(limit * params.oversampling))
-    return m.SearchParams(hnsw_ef=ef, exact=params.exact, quantization=codes)
+    return m.SearchParams(hnsw_ef=ef, exact=False, quantization=codes)
 
 
 def plain_id(point: PointId) -> int | str:
@@ -122,29 +106,32 @@ def describe(info: m.CollectionInfo, name: str, vector_name: str | None) -> Coll
     """The spec of a collection that may be anybody's.
 
     ``vector_name`` None takes the only dense vector. Raises `CollectionMismatch` when there are several,
-    none of that name, or one that can't be searched by one vector per image.
+    none of that name, or one that an image's embedding can't be compared with.
     """
     vectors = dense_vectors(info)
     have = ", ".join(repr(v) if v else "the unnamed one" for v in sorted(vectors)) or "none"
     if vector_name is None:
         if len(vectors) != 1:
             raise CollectionMismatch(
-                f"the collection {name!r} has these vectors: {have}; name the one to use."
+                f"the collection {name!r} has these vectors: {have}; name the one to use with --vector."
             )
         vector_name = next(iter(vectors))
     if vector_name not in vectors:
         wanted = f"vector {vector_name!r}" if vector_name else "unnamed vector"
         raise CollectionMismatch(f"the collection {name!r} has no {wanted}; it has {have}.")
     params = vectors[vector_name]
+    which = f"the vector {vector_name!r} of {name!r}" if vector_name else f"the vector of {name!r}"
     if params.multivector_config is not None:
+        raise CollectionMismatch(f"{which} holds several rows a point: use one with a single row.")
+    if params.datatype == m.Datatype.UINT8:
         raise CollectionMismatch(
-            f"the vector {vector_name!r} of {name!r} holds several rows a point: use one with a single row."
+            f"{which} is kept as whole numbers from 0 to 255 (datatype uint8), which an encoder's numbers can't be "
+            "compared with: use one with the datatype float32 or float16."
         )
     distance = next((ours for ours, theirs in DISTANCES.items() if theirs == params.distance), None)
     if distance is None:
         raise CollectionMismatch(
-            f"the vector {vector_name!r} of {name!r} uses the distance {params.distance.value}: "
-            "Cosine, Dot and Euclid can be valued."
+            f"{which} uses the distance {params.distance.value}: Cosine, Dot and Euclid can be valued."
         )
     kind, _ = quantization_of(info, vector_name)
     return CollectionSpec(name, params.size, distance, vector_name, kind)

@@ -1,29 +1,35 @@
-"""One connection to a Qdrant server: what is retried, for how long, and what people are told when it fails."""
+"""One connection to a Qdrant server: what is retried, for how long, and what people are told while they wait."""
 
 from __future__ import annotations
 
-import json
+import random
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
-import tenacity
-
-from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
-from gmv_qdrant.settings import Secret
+from gmv_qdrant.errors import StoreError
+from gmv_qdrant.vectors.server import address
+from gmv_qdrant.vectors.server.answers import Failure, Missing, TooLarge
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
+    from gmv_qdrant.settings import Secret
+
+__all__ = ["Connection", "Missing", "ServerConfig", "TooLarge"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-PREFLIGHT = 5.0
-"""Seconds of retrying while a store is opened: a wrong URL should be said at once."""
+START, START_TIMEOUT = 9.0, 4.0
+"""Seconds of trying, and of one request, until a store is open: a wrong URL or a dead server is said soon."""
+ASKED_TO_WAIT = 600.0
+"""Seconds that a server may ask to wait in all, before one request is given up."""
+SAY_AFTER, SAY_EVERY = 2.0, 15.0
+"""Seconds of waiting after which people are told what for, and told again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,199 +41,157 @@ class ServerConfig:
     timeout: float = 60.0
     """Seconds that one request may take (rounded up to whole seconds)."""
     prefer_grpc: bool = False
-    grpc_port: int = 6334
+    grpc_port: int | None = None
+    """None: found by asking."""
     patience: float = 120.0
     """Seconds of retrying after which a request that only meets overload or silence is given up."""
     parallel: int = 4
     """Requests in flight at once."""
+    tell: Callable[[str], None] = field(default=lambda sentence: None, repr=False)
+    """Told what is waited for."""
 
-
-class Missing(StoreError):
-    """The server answered 404: the collection (or the endpoint, on old servers) is not there."""
+    @property
+    def key(self) -> str | None:
+        return self.api_key.get_secret_value() if self.api_key else None
 
 
 class Connection:
     """Runs qdrant-client's methods with retries; the client's exceptions become `StoreError`.
 
-    Retried, with exponential backoff and ``Retry-After``, are 429, 5xx, timeouts and dropped connections:
-    writes carry stable ids, so sending one twice changes nothing. All else fails at once.
+    Retried, with exponential backoff, are 429, 5xx, timeouts and dropped connections: writes carry stable ids, so
+    sending one twice changes nothing. ``Retry-After`` is honoured. All else fails at once. Until `begin` it is
+    impatient.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, collection: str = "") -> None:
+        self.config = config
+        self.shown = self._clean(address.shown(config.url))
+        self._patience = min(START, config.patience)
+        timeout = min(START_TIMEOUT, config.timeout)
+        try:
+            self._url = address.find_rest(config.url, collection, config.key, self._patience, timeout)
+            self._grpc_port = (
+                address.find_grpc(self._url, config.grpc_port, config.key, timeout)
+                if config.prefer_grpc
+                else None
+            )
+        except StoreError as error:
+            raise type(error)(self._without_key(str(error))) from None
+        self._client = self._connect(timeout)
+        self._closed, self._local, self._said = threading.Event(), threading.local(), 0.0
+
+    @property
+    def protocol(self) -> str:
+        """How the server is talked to, for people."""
+        return f"gRPC on port {self._grpc_port}" if self._grpc_port else "REST"
+
+    def begin(self) -> None:
+        """The store is open, and the work begins: from now on restarts and overload are waited for."""
+        config = self.config
+        self._patience = config.patience
+        old, self._client = (
+            self._client,
+            self._connect(max(1.0, min(config.timeout, config.patience / 2 - 1))),
+        )
+        old.close()
+
+    def _connect(self, timeout: float) -> QdrantClient:
         from qdrant_client import QdrantClient
 
-        self.config = config
-        self.shown = self._clean(_without_secrets(config.url))
-        if "@" in config.url.partition("?")[0]:
-            raise StoreError(
-                f"the URL of {self.shown} carries a user or a password, which Qdrant has no use for: "
-                "give the API key as QDRANT_API_KEY."
+        with warnings.catch_warnings():
+            # A key over plain http is the user's choice (localhost, a private network).
+            warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
+            return QdrantClient(
+                url=self._url,
+                api_key=self.config.key,
+                timeout=max(1, round(timeout + 0.499)),
+                prefer_grpc=self._grpc_port is not None,
+                grpc_port=self._grpc_port or address.GRPC_PORT,
+                check_compatibility=False,
             )
-        key = config.api_key.get_secret_value() if config.api_key else None
-        try:
-            with warnings.catch_warnings():
-                # A key over plain http is the user's choice (localhost, a private network).
-                warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
-                self.client: QdrantClient = QdrantClient(
-                    url=config.url,
-                    api_key=key,
-                    timeout=max(1, round(config.timeout + 0.499)),
-                    prefer_grpc=config.prefer_grpc,
-                    grpc_port=config.grpc_port,
-                    check_compatibility=False,
-                )
-        except ValueError as e:
-            raise StoreError(
-                f"{self.shown!r} is not the URL of a Qdrant server ({self._clean(str(e))}): "
-                "give one like http://localhost:6333."
-            ) from None
-        self._closed = threading.Event()
 
-    def call(self, action: str, method: str, *args: Any, patience: float | None = None, **kwargs: Any) -> Any:
+    def call(self, action: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """``client.method(*args, **kwargs)``; ``action`` is the verb for the sentence when it fails."""
-        if self._closed.is_set():
-            raise StoreError(f"the connection to {self.shown} is closed: open the workspace again.")
-        patience = self.config.patience if patience is None else patience
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_transient),
-            wait=_wait,
-            stop=tenacity.stop_before_delay(patience),
-            reraise=True,
-        )
-        try:
-            return retrying(getattr(self.client, method), *args, **kwargs)
-        except Exception as e:  # noqa: BLE001 - three libraries' trees; all become ours
-            raise self._translated(e, action, patience) from None
+        began, asked_to_wait, tries = time.monotonic(), 0.0, 0
+        while True:
+            if self._closed.is_set():
+                raise StoreError(f"the connection to {self.shown} is closed: open the workspace again.")
+            tried = time.monotonic()
+            try:
+                return getattr(self._client, method)(*args, **kwargs)
+            except Exception as e:  # noqa: BLE001 - three libraries' trees; all become ours
+                failure = Failure.of(e)
+            now, tries = time.monotonic(), tries + 1
+            failure = Failure(failure.status, self._clean(failure.words), failure.wait, failure.silent)
+            delay = failure.wait if failure.wait is not None else _backoff(tries)
+            spent = now - began - asked_to_wait
+            asked_to_wait += failure.wait or 0.0
+            over = spent + (0.0 if failure.wait else delay) + (now - tried) > self._patience
+            if not failure.passing or over or asked_to_wait > ASKED_TO_WAIT:
+                raise failure.error(action, self.shown, self._patience, keyed=self.config.key is not None)
+            self._say(action, failure, now - began + delay, delay)
+            if self._stopping.wait(delay):
+                raise failure.error(action, self.shown, spent, keyed=self.config.key is not None)
+
+    def _say(self, action: str, failure: Failure, waited: float, delay: float) -> None:
+        now = time.monotonic()
+        if max(waited, delay) >= SAY_AFTER and now - self._said >= (SAY_EVERY if self._said else 0):
+            self._said = now
+            until = f", for {delay:.0f} s as it asks" if failure.wait else ""
+            self.config.tell(f"waiting for {self.shown} to {action}{until}: {failure.words or 'no answer'}")
+
+    @property
+    def _stopping(self) -> threading.Event:
+        """Set when the requests beside this one were given up."""
+        found: threading.Event = getattr(self._local, "stopping", self._closed)
+        return found
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """``function`` of each item, a bounded number at a time, in order; the first failure stops the rest."""
         if len(items) <= 1:
             return [function(item) for item in items]
+        stopping = threading.Event()
+
+        def one(item: T) -> R:
+            self._local.stopping = stopping
+            return function(item)
+
         with ThreadPoolExecutor(min(self.config.parallel, len(items))) as pool:
-            futures = [pool.submit(function, item) for item in items]
+            futures = [pool.submit(one, item) for item in items]
             try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
                 return [future.result() for future in futures]
             finally:
+                stopping.set()
                 for future in futures:
                     future.cancel()
 
     def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()
-            self.client.close()
-
-    # -- failures --------------------------------------------------------------------------------------
-
-    def _translated(self, e: Exception, action: str, patience: float) -> StoreError:
-        status, words = _answer(e)
-        words = self._clean(words)
-        if status == 401:
-            given = "refused the API key" if self.config.api_key else "wants an API key"
-            return StoreError(f"{self.shown} {given}: set QDRANT_API_KEY to one that is valid there.")
-        if status == 403:
-            return StoreError(f"the API key may not {action} at {self.shown}: use a key with that right.")
-        if status == 404:
-            return Missing(f"{self.shown} has nothing to {action}: {words}.")
-        if status == 413:
-            return StoreError(f"{self.shown} finds a request to {action} too large: {words}.")
-        if status == 429 or (status is not None and status >= 500):
-            return StoreUnavailable(
-                f"{self.shown} could not {action}: {patience:.0f} seconds of trying were answered with "
-                f"{status} ({words}). Run the command again later; it goes on where it stopped."
-            )
-        if status is not None:
-            lower = words.lower()
-            if "dimension" in lower or "vector name" in lower:
-                return CollectionMismatch(
-                    f"{self.shown} could not {action}, its collection has other vectors than before: {words}."
-                )
-            return StoreError(f"{self.shown} refused to {action} ({status}): {words}.")
-        if _is_transient(e):
-            return StoreUnavailable(
-                f"no answer from {self.shown} within {patience:.0f} seconds of trying to {action} ({words}): "
-                "is the server running, and is the URL right?"
-            )
-        return StoreError(f"{self.shown} gave no answer of a Qdrant server when asked to {action}: {words}.")
+            self._client.close()
 
     def _clean(self, text: str) -> str:
         """One line, without the key (a proxy may echo it)."""
-        line = " ".join(text.split())[:400].rstrip(".")
-        key = self.config.api_key.get_secret_value() if self.config.api_key else ""
-        return line.replace(key, "***") if key else line
+        return self._without_key(" ".join(text.split())[:400].rstrip("."))
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self.config.key, "***") if self.config.key else text
 
 
-def _without_secrets(url: str) -> str:
-    """The URL as it may be shown: without user, password and query."""
+def halving(function: Callable[[Sequence[T]], R], items: Sequence[T]) -> list[R]:
+    """``function`` of all items, or of halves of them, and halves of those, where the server finds them too large."""
     try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "the given URL"
-    return f"{parts.scheme}://{host}{port}{parts.path}" if host else url.split("@")[-1]
+        return [function(items)]
+    except TooLarge:
+        if len(items) <= 1:
+            raise
+        middle = len(items) // 2
+        return halving(function, items[:middle]) + halving(function, items[middle:])
 
 
-def _answer(e: Exception) -> tuple[int | None, str]:
-    """(HTTP status, or None when there was no usable answer; what was said)."""
-    import grpc  # type: ignore[import-untyped]
-    from qdrant_client.common.client_exceptions import QdrantException
-    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-
-    if isinstance(e, UnexpectedResponse):
-        try:
-            words = json.loads(e.content)["status"]["error"]
-        except (ValueError, KeyError, TypeError):
-            words = e.content.decode("utf-8", "replace") or e.reason_phrase
-        return e.status_code, str(words)
-    if isinstance(e, QdrantException):  # 429 with Retry-After
-        return 429, str(e)
-    if isinstance(e, grpc.RpcError):
-        code = e.code()
-        return _GRPC.get(code.name), str(e.details())
-    if isinstance(e, ResponseHandlingException):
-        e = e.source if isinstance(e.source, Exception) else e
-    return None, str(e) or type(e).__name__
-
-
-_GRPC = {
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "UNIMPLEMENTED": 404,
-    "ALREADY_EXISTS": 409,
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "RESOURCE_EXHAUSTED": 429,
-    "INTERNAL": 500,
-    "UNKNOWN": 500,
-}
-"""UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED are silence, not queries."""
-
-
-def _is_transient(e: BaseException) -> bool:
-    """Worth another try: overload, a server's own failure, silence, a dropped connection."""
-    import grpc
-    import httpx
-    from qdrant_client.http.exceptions import ResponseHandlingException
-
-    if not isinstance(e, Exception):
-        return False
-    status, words = _answer(e)
-    if status is not None:
-        return status == 429 or (status >= 500 and status != 501)
-    if isinstance(e, grpc.RpcError):
-        return True
-    source = e.source if isinstance(e, ResponseHandlingException) else e
-    unsupported = isinstance(source, httpx.UnsupportedProtocol | httpx.InvalidURL)
-    unknown_host = "Name or service not known" in words or "nodename nor servname" in words
-    return isinstance(source, httpx.TransportError) and not unsupported and not unknown_host
-
-
-_backoff = tenacity.wait_exponential(multiplier=0.2, max=10.0) + tenacity.wait_random(0.0, 0.2)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Exponential, and never sooner than the server's ``Retry-After``."""
-    error = state.outcome.exception() if state.outcome else None
-    return max(_backoff(state), float(getattr(error, "retry_after_s", 0)))
+def _backoff(tries: int) -> float:
+    """Seconds, longer with each try."""
+    return min(10.0, 0.1 * 2.0**tries) + random.uniform(0.0, 0.2)

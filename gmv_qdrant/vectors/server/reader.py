@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from pydantic import ValidationError
 from qdrant_client import models as m
 
-from gmv_qdrant.vectors.checks import TIES, check_ids, check_limit, check_vectors, settle
+from gmv_qdrant.errors import SettingsError, StoreError
+from gmv_qdrant.vectors.checks import check_ids, check_limit, check_vectors, settled
 from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
-    Condition,
     Hits,
     Limits,
     Point,
@@ -20,38 +22,48 @@ from gmv_qdrant.vectors.protocol import (
     StoreStatus,
 )
 from gmv_qdrant.vectors.server.codec import (
-    conditions_filter,
+    among,
+    both,
     dense_vectors,
     describe,
-    ids_filter,
     our_id,
     plain_id,
     search_params,
 )
 from gmv_qdrant.vectors.server.collections import absent, describe_collection, status_of
-from gmv_qdrant.vectors.server.connection import PREFLIGHT, Connection, Missing, ServerConfig
+from gmv_qdrant.vectors.server.connection import Connection, Missing, ServerConfig, halving
+from gmv_qdrant.vectors.server.limits import StrictMode, lacking_indexes, require_indexes
 
-BATCH = 1_000
-IDS_PAGE = 10_000
-BATCH_BYTES = 16 * 2**20
-"""Half of the size of a request that a server accepts by default."""
+PAGE_BYTES = 8 * 2**20
+"""Of an answer: pages of large payloads are smaller."""
+FIRST_PAGE = 32
+"""Points of the first page, from which the size of the next ones follows."""
 NUMBER_BYTES = 22
 """Of one float32 in JSON, at most."""
-EXACT_BATCH = 16
+HIT_BYTES = 96
+"""Of one found point in JSON."""
+SCANNED_BYTES = 2**36
+"""Vectors that one request may have the server look through."""
 
 
 class ServerReader:
     """One collection of a server, read. Thread-safe; requests run in parallel, bounded.
 
-    ``conditions`` (a tenant's filter) are ANDed into every call.
+    ``only``, a filter in Qdrant's own form, is ANDed into every call.
     """
 
     def __init__(
-        self, connection: Connection, spec: CollectionSpec, conditions: Sequence[Condition] = ()
+        self,
+        connection: Connection,
+        info: m.CollectionInfo,
+        spec: CollectionSpec,
+        only: m.Filter | None = None,
     ) -> None:
-        """Use `open`, `create` or `open_or_create`."""
-        self._connection, self._spec, self._base = connection, spec, tuple(conditions)
-        self._stamp = {c.field: c.values[0] for c in conditions if len(c.values) == 1 and "." not in c.field}
+        """Use `open`, `create` or `open_own`."""
+        self._connection, self._spec, self._only = connection, spec, only
+        self._strict = StrictMode.of(info)
+        self._points = info.points_count or 0
+        connection.begin()
 
     @classmethod
     def open(
@@ -59,17 +71,19 @@ class ServerReader:
         config: ServerConfig,
         name: str,
         vector_name: str | None = None,
-        conditions: Sequence[Condition] = (),
+        only: Mapping[str, Any] | None = None,
     ) -> Self:
         """The existing collection ``name``, as it is: nothing is changed.
 
-        ``vector_name`` None takes its only vector. Raises `StoreError` (no such collection, key refused),
-        `CollectionMismatch` (no such vector), `StoreUnavailable`.
+        ``vector_name`` None takes its only vector. Raises `StoreError` (no such collection, key refused, no index for
+        the filter), `CollectionMismatch` (no such vector), `SettingsError` (no filter), `StoreUnavailable`.
         """
-        connection = Connection(config)
+        given = parse_filter(only)
+        connection = Connection(config, name)
         try:
-            info = describe_collection(connection, name, patience=min(PREFLIGHT, config.patience))
-            return cls(connection, describe(info, name, vector_name), conditions)
+            info = describe_collection(connection, name)
+            require_indexes(info, given, name, connection.shown)
+            return cls(connection, info, describe(info, name, vector_name), given)
         except BaseException:
             connection.close()
             raise
@@ -86,129 +100,100 @@ class ServerReader:
 
     @property
     def limits(self) -> Limits:
-        return Limits()
+        return self._strict.search
 
     @property
     def version(self) -> str:
         """The server's version, such as ``1.18.2``."""
-        return str(self._connection.call("tell its version", "info").version)
+        return str(self._call_plain("tell its version", "info").version)
 
-    def search(
-        self,
-        queries: np.ndarray,
-        limit: int,
-        params: SearchParams,
-        conditions: Sequence[Condition] = (),
-    ) -> list[Hits]:
-        """See `VectorStore.search`. Query by query in parallel; exact ones in batches."""
+    @property
+    def protocol(self) -> str:
+        """REST, or gRPC and its port."""
+        return self._connection.protocol
+
+    def search(self, queries: np.ndarray, limit: int, params: SearchParams) -> list[Hits]:
+        """See `VectorStore.search`. Many queries in a request; several requests in parallel."""
         check_limit(limit)
+        if limit > self.limits.points:
+            raise StoreError(
+                f"the collection {self._spec.name!r} gives at most {self.limits.points} points a query "
+                f"(max_query_limit of its strict mode), and {limit} are needed: make the workspace with fewer "
+                "--candidates, or have that limit raised."
+            )
         rows = check_vectors(queries, self._spec)
-        only = self._filter(conditions)
 
-        def request(row: np.ndarray, fetch: int) -> m.QueryRequest:
+        def request(index: int, fetch: int) -> m.QueryRequest:
             return m.QueryRequest(
-                query=row.tolist(),
+                query=rows[index].tolist(),
                 using=self._spec.vector_name or None,
-                filter=only,
+                filter=self._only,
                 params=search_params(params, fetch),
                 limit=fetch,
                 with_payload=False,
                 with_vector=False,
             )
 
-        def ask(batch: np.ndarray, fetch: int) -> list[list[m.ScoredPoint]]:
-            wanted = [request(row, fetch) for row in batch]
-            answers = self._call("search", "query_batch_points", requests=wanted)
-            return [answer.points for answer in answers]
-
-        def run(batch: np.ndarray) -> list[Hits]:
-            return [
-                settle(
-                    points,
-                    lambda fetch, row=row: ask(row[None], fetch)[0],  # type: ignore[misc]
-                    limit,
-                    self._spec.distance,
-                    our_id,
+        def ask(indices: Sequence[int], fetch: int) -> list[Sequence[Any]]:
+            def send(part: Sequence[int]) -> list[Sequence[Any]]:
+                answers = self._call(
+                    "search", "query_batch_points", requests=[request(index, fetch) for index in part]
                 )
-                for row, points in zip(batch, ask(batch, limit + TIES), strict=True)
-            ]
+                return [answer.points for answer in answers]
 
-        step = EXACT_BATCH if params.exact else 1
-        found = self._connection.each(run, [rows[i : i + step] for i in range(0, len(rows), step)])
-        return [hits for batch in found for hits in batch]
+            size = self._queries(fetch, exact=params.exact)
+            parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+            found = self._connection.each(lambda part: halving(send, part), parts)
+            return [points for halves in found for part in halves for points in part]
 
-    def retrieve(self, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
+        return settled(ask, len(rows), limit, self._spec.distance, our_id, most=self.limits.points)
+
+    def _queries(self, fetch: int, *, exact: bool) -> int:
+        """How many searches go into one request."""
+        sent = self._spec.dim * NUMBER_BYTES
+        scanned = max(1, self._points * self._spec.dim * 4) if exact else 1
+        most = min(PAGE_BYTES // sent, PAGE_BYTES // (fetch * HIT_BYTES), SCANNED_BYTES // scanned)
+        return max(1, min(self._strict.queries, most))
+
+    def retrieve(
+        self, ids: Sequence[PointId], *, with_vectors: bool = False, fields: Sequence[str] | None = None
+    ) -> list[Point]:
         wanted = list(dict.fromkeys(check_ids(ids)))
-        page = self._page(with_vectors)
-        vectors: Any = self._wanted(with_vectors)
+        what: dict[str, Any] = {"with_payload": _payload(fields), "with_vectors": self._wanted(with_vectors)}
+        page = min(self._page(with_vectors), self._strict.ids) if self._only else self._page(with_vectors)
 
-        def read(part: list[PointId]) -> list[Point]:
-            if self._base:  # retrieval by id takes no filter
+        def read(part: Sequence[PointId]) -> list[Point]:
+            if self._only:  # retrieval by id takes no filter
                 records, _ = self._call(
                     "read points",
                     "scroll",
-                    scroll_filter=ids_filter(part, self._base),
+                    scroll_filter=both(self._only, among(part)),
                     limit=len(part),
-                    with_payload=True,
-                    with_vectors=vectors,
+                    **what,
                 )
             else:
-                plain = [plain_id(i) for i in part]
-                records = self._call(
-                    "read points", "retrieve", ids=plain, with_payload=True, with_vectors=vectors
-                )
+                records = self._call("read points", "retrieve", ids=[plain_id(i) for i in part], **what)
             return [self._point(r) for r in records]
 
         parts = [wanted[i : i + page] for i in range(0, len(wanted), page)]
-        return [point for part in self._connection.each(read, parts) for point in part]
+        found = self._connection.each(lambda part: halving(read, part), parts)
+        return [point for halves in found for half in halves for point in half]
 
     def scroll(
-        self, *, with_vectors: bool = False, conditions: Sequence[Condition] = ()
+        self,
+        *,
+        with_vectors: bool = False,
+        fields: Sequence[str] | None = None,
+        having_vector: bool = False,
     ) -> Iterator[list[Point]]:
-        """See `VectorStore.scroll`. In order of ids, so a retried page neither repeats nor skips a point."""
-        page, vectors = self._page(with_vectors), self._wanted(with_vectors)
-        for records in self._pages(self._filter(conditions), page, payload=True, vectors=vectors):
-            yield [self._point(r) for r in records]
+        """See `VectorStore.scroll`. In order of ids, so a retried page neither repeats nor skips a point.
 
-    def ids(self) -> Iterator[list[PointId]]:
-        for records in self._pages(self._filter([]), IDS_PAGE, payload=False, vectors=False):
-            yield [our_id(r.id) for r in records]
-
-    def count(self, conditions: Sequence[Condition] = ()) -> int:
-        found = self._call("count points", "count", count_filter=self._filter(conditions), exact=True)
-        return int(found.count)
-
-    def lacking(self) -> dict[str, int]:
-        """How many points lack each vector of the collection, by its name; searches don't see those."""
-        names = dense_vectors(self._info())
-        return {
-            name: int(self._call("count points", "count", count_filter=self._without(name), exact=True).count)
-            for name in sorted(names)
-        }
-
-    def _without(self, name: str) -> m.Filter:
-        return m.Filter(must_not=[m.HasVectorCondition(has_vector=name)], must=self._filter([]))
-
-    def status(self) -> StoreStatus:
-        return status_of(self._info(), self._spec, self.version)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    # -- the server ------------------------------------------------------------------------------------
-
-    def _call(self, action: str, method: str, **kwargs: Any) -> Any:
-        try:
-            return self._connection.call(action, method, collection_name=self._spec.name, **kwargs)
-        except Missing:
-            raise absent(self._connection, self._spec.name, gone=True) from None
-
-    def _info(self) -> m.CollectionInfo:
-        return describe_collection(self._connection, self._spec.name, gone=True)
-
-    def _pages(
-        self, only: m.Filter | None, page: int, *, payload: bool, vectors: Any
-    ) -> Iterator[list[m.Record]]:
+        having_vector: only points that have the vector, for a search sees no others.
+        """
+        only = both(self._only, self._with_vector()) if having_vector else self._only
+        bare = fields is not None and not fields
+        most = self._strict.ids_page if bare and not with_vectors else self._page(with_vectors)
+        page = most if bare else min(most, FIRST_PAGE)
         offset = None
         while True:
             records, offset = self._call(
@@ -217,19 +202,77 @@ class ServerReader:
                 scroll_filter=only,
                 limit=page,
                 offset=offset,
-                with_payload=payload,
-                with_vectors=vectors,
+                with_payload=_payload(fields),
+                with_vectors=self._wanted(with_vectors),
             )
             if records:
-                yield records
+                yield [self._point(r) for r in records]
+                heavy = max(
+                    len(json.dumps(r.payload or {}, default=str)) for r in records[:: max(1, page // 8)]
+                )
+                page = max(1, min(most, PAGE_BYTES // max(1, heavy)))
             if offset is None:
                 return
 
-    def _filter(self, conditions: Sequence[Condition]) -> m.Filter | None:
-        return conditions_filter([*self._base, *conditions])
+    def ids(self) -> Iterator[list[PointId]]:
+        for page in self.scroll(fields=()):
+            yield [point.id for point in page]
+
+    def count(self) -> int:
+        return self._count(self._only)
+
+    def lacking(self) -> dict[str, int]:
+        """How many points lack each vector of the collection, by its name; searches don't see those."""
+        return {name: self._count(self._without(name)) for name in sorted(dense_vectors(self._info()))}
+
+    def _count(self, only: m.Filter | None) -> int:
+        found = self._call("count points", "count", count_filter=only, exact=self.limits.exact)
+        return int(found.count)
+
+    def _without(self, name: str) -> m.Filter | None:
+        return both(m.Filter(must_not=[m.HasVectorCondition(has_vector=name)]), self._only)
+
+    def _with_vector(self) -> m.Filter:
+        return m.Filter(must=[m.HasVectorCondition(has_vector=self._spec.vector_name)])
+
+    def payload_types(self) -> dict[str, str]:
+        """The kinds of the payload fields that are indexed."""
+        return {name: str(index.data_type.value) for name, index in self._info().payload_schema.items()}
+
+    def lacking_indexes(self, only: m.Filter | None) -> dict[str, str]:
+        """Payload fields of a filter that lack an index, with the kind that they need."""
+        return lacking_indexes(self._info(), only)
+
+    def status(self) -> StoreStatus:
+        return status_of(self._info(), self._spec, self._version())
+
+    def _version(self) -> str:
+        if not hasattr(self, "_known_version"):
+            self._known_version = self.version
+        return self._known_version
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # -- the server ------------------------------------------------------------------------------------
+
+    def _call(self, action: str, method: str, **kwargs: Any) -> Any:
+        try:
+            return self._call_plain(action, method, collection_name=self._spec.name, **kwargs)
+        except Missing:
+            raise absent(self._connection, self._spec.name, gone=True) from None
+
+    def _call_plain(self, action: str, method: str, **kwargs: Any) -> Any:
+        return self._connection.call(action, method, **kwargs)
+
+    def _info(self) -> m.CollectionInfo:
+        return describe_collection(self._connection, self._spec.name, gone=True)
 
     def _page(self, with_vectors: bool) -> int:
-        return max(1, min(BATCH, BATCH_BYTES // (self._spec.dim * NUMBER_BYTES))) if with_vectors else BATCH
+        """Points that are read at once, as far as their vectors go."""
+        if not with_vectors:
+            return self._strict.page
+        return max(1, min(self._strict.page, PAGE_BYTES // (self._spec.dim * NUMBER_BYTES)))
 
     def _wanted(self, with_vectors: bool) -> bool | list[str]:
         return [self._spec.vector_name] if with_vectors and self._spec.vector_name else with_vectors
@@ -240,3 +283,22 @@ class ServerReader:
             vector = vector.get(self._spec.vector_name)
         row = None if vector is None else np.asarray(vector, dtype=np.float32)
         return Point(our_id(record.id), dict(record.payload or {}), row)
+
+
+def parse_filter(given: Mapping[str, Any] | None) -> m.Filter | None:
+    """A filter as Qdrant's own API takes it; raises `SettingsError` for what isn't one."""
+    if not given:
+        return None
+    try:
+        return m.Filter.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in given)
+        raise SettingsError(
+            f"the filter isn't one that Qdrant takes ({where or 'filter'}: {first['msg']}): give an object such as "
+            '{"must": [{"key": "customer", "match": {"value": "a"}}]}'
+        ) from None
+
+
+def _payload(fields: Sequence[str] | None) -> bool | list[str]:
+    return True if fields is None else list(fields) if fields else False
