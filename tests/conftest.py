@@ -17,6 +17,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent / "store"))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

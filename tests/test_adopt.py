@@ -448,7 +448,7 @@ def test_a_scroll_that_is_cut_off_goes_on(
     def cut(self: ReadOnly, collection: Any, wanted: Any) -> Any:
         nonlocal scrolls
         scrolls += 1
-        if scrolls == 4:
+        if scrolls == 9:
             self.fail(*[Fault("drop")] * 200, on="/points/scroll")
         return original(self, collection, wanted)
 

@@ -14,7 +14,7 @@ import tiny_workspace
 from store.loopback import Loopback
 
 from gmv_qdrant import Workspace
-from gmv_qdrant.errors import CollectionMismatch
+from gmv_qdrant.errors import CollectionMismatch, StoreError
 
 pytestmark = pytest.mark.usefixtures("impatient")
 TRAINING = range(60)
@@ -107,7 +107,7 @@ def test_an_older_store_beside_a_newer_ledger(
         ids = [str(tiny_workspace.point(seed)) for seed in range(10, 60)]
         server.handle("POST", "/collections/training/points/delete", json.dumps({"points": ids}).encode())
     with pytest.raises(
-        CollectionMismatch, match=r"it has 10 points, and the ledger 60 .*'gmv-qdrant check --repair'"
+        StoreError, match=r"lacks 50 of the ledger's training images .*'gmv-qdrant check --repair'"
     ):
         workspace.value([folder / "generated"])
     assert all(finding.repaired for finding in workspace.check(repair=True))

@@ -23,7 +23,7 @@ from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.recovery import remove_images
 from gmv_qdrant.pipeline.withdraw import Selection, cut_short, preview, take_out
-from gmv_qdrant.vectors.protocol import Point, parse_point_id
+from gmv_qdrant.vectors.protocol import Point, VectorStore, parse_point_id
 from gmv_qdrant.vectors.server.store import ServerStore
 
 
@@ -65,7 +65,7 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
     store = parts.spaces.store
     with run.timed("prove the encoder"):
         parts.progress.phase("prove the encoder", None)
-        first = next(store.scroll(with_vectors=True), [])
+        first = _first(store)
         if not first:
             raise StoreError(
                 f"the collection {parts.settings.collection!r} has no points any more: the ledger stays as it is"
@@ -86,6 +86,20 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
     parts.spaces.sample(ledger).remember(anew=True)
     if options.enable_quantization:
         _quantize(parts)
+
+
+def _first(store: VectorStore) -> list[Point]:
+    """Some hundred points, with their vectors."""
+    found: list[Point] = []
+    for page in store.scroll(with_vectors=True):
+        found += page
+        if len(found) >= FIRST:
+            break
+    return found
+
+
+FIRST = 256
+"""Points that a collection is judged by before all of it is read."""
 
 
 # -- the encoder -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,8 +89,9 @@ def _typed(name: str, text: str, types: Mapping[str, str], first: Sequence[Point
 def same_part(kept: Mapping[str, Any], given: Mapping[str, Any], where: Where) -> bool:
     """Whether a filter and values that are given again are those which the workspace keeps."""
 
-    def spelt(filter_: Mapping[str, Any]) -> str:
-        plain = json.loads(json.dumps(filter_, sort_keys=True), parse_int=str)
-        return json.dumps(plain, sort_keys=True).replace("true", '"true"').replace("false", '"false"')
+    def spelt(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: spelt(one) for name, one in value.items()}
+        return [spelt(one) for one in value] if isinstance(value, list) else str(value).lower()
 
-    return spelt(kept) == spelt(with_where(given, where, {}, []))
+    return bool(spelt(kept) == spelt(with_where(given, where, {}, [])))

@@ -67,6 +67,7 @@ class Loopback:
         self.seconds = 0.0
         """How long each request takes at least."""
         self._now = 0
+        self._asker: str | None = None
         self._operations = 0
         self._lock = threading.RLock()
         self._serve(0)
@@ -141,7 +142,7 @@ class Loopback:
 
     # -- the calls -------------------------------------------------------------------------------------
 
-    def handle(self, method: str, path: str, body: bytes, key: str | None = None) -> Any:
+    def handle(self, method: str, path: str, body: bytes) -> Any:
         parts = [unquote(p) for p in path.strip("/").split("/")]
         if parts == [""]:
             return {"title": "qdrant - vector search engine", "version": self.version, "commit": "0"}
@@ -149,14 +150,12 @@ class Loopback:
             return "all shards are ready"
         if parts == ["aliases"]:
             return {
-                "aliases": [
-                    {"alias_name": a, "collection_name": c} for a, c in self._visible(self.aliases, key)
-                ]
+                "aliases": [{"alias_name": a, "collection_name": c} for a, c in self._visible(self.aliases)]
             }
         if parts[0] != "collections":
             raise Refused(404, "")
         if len(parts) == 1:
-            return {"collections": [{"name": n} for n, _ in sorted(self._visible(self.collections, key))]}
+            return {"collections": [{"name": n} for n, _ in sorted(self._visible(self.collections))]}
         if parts[1:] == ["aliases"]:
             return self.change_aliases(self.valid(m.ChangeAliasesOperation, body))
         return self.handle_collection(method, parts[1], parts[2:], body)
@@ -167,8 +166,8 @@ class Loopback:
             collection = self.find(unquote(parts[1]))
             collection.within("timeout", float(given[0]), collection.strict.max_timeout)
 
-    def _visible(self, named: dict[str, Any], key: str | None) -> list[tuple[str, Any]]:
-        mine = self.tokens.get(key or "")
+    def _visible(self, named: dict[str, Any]) -> list[tuple[str, Any]]:
+        mine = self.tokens.get(self._asker or "")
         return [(n, v) for n, v in named.items() if mine is None or n in mine]
 
     def handle_collection(self, method: str, name: str, parts: list[str], body: bytes) -> Any:
@@ -524,7 +523,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with loopback._lock:
                 loopback.check_timeout(path, urlsplit(self.path).query)
-                result = loopback.handle(self.command, path, body, key)
+                loopback._asker = key
+                result = loopback.handle(self.command, path, body)
             if path in ("/", "/readyz"):
                 return 200, result, {}
             return 200, {"result": result, "status": "ok", "time": 0.0}, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from qdrant_client import models as m
@@ -21,22 +21,22 @@ QUERIES = 256
 
 @dataclass(frozen=True, slots=True)
 class StrictMode:
-    """Points a page, and a page of ids alone; points an upsert, searches a request, ids a condition; a search's limits."""
+    """Points a page (of ids alone, too) and an upsert, searches a request, ids a condition, and limits of a search."""
 
-    page: int = BATCH
-    ids_page: int = IDS
-    upsert: int = BATCH
-    queries: int = QUERIES
-    ids: int = BATCH
-    search: Limits = field(default_factory=Limits)
-    unindexed: bool = True
+    page: int
+    ids_page: int
+    upsert: int
+    queries: int
+    ids: int
+    search: Limits
+    unindexed: bool
     """Whether a filter may name payload fields without an index."""
 
     @classmethod
     def of(cls, info: m.CollectionInfo) -> Self:
         strict = info.config.strict_mode_config
         if strict is None or not strict.enabled:
-            return cls()
+            strict = m.StrictModeConfigOutput()
         free = Limits()
         return cls(
             page=_least(BATCH, strict.max_query_limit),
