@@ -330,11 +330,15 @@ def test_offline_one_sentence_names_all_that_is_missing(tmp_path: Path) -> None:
         Models.verified(settings, None)
 
 
-def test_before_the_first_run_all_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_before_the_first_run_all_that_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert preflight(Settings(**PRESETS["light"])) is None
     sentence = preflight(Settings(cache_dir=tmp_path / "not" / "yet"))
     assert sentence
-    assert re.search(f"{ALL_THREE}; the first run downloads them; .*fetch --trust.*--preset light", sentence)
+    assert re.search(f"{ALL_THREE}; this machine is offline; .*fetch --trust.*--preset light", sentence)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert "the first run downloads them" in (preflight(Settings(cache_dir=tmp_path)) or "")
     save_alexnet(tmp_path / "torch/checkpoints/alexnet-owt-7be5be79.pth")
     own = Settings(cache_dir=tmp_path, encoder_weights=__file__, distance="lpips", quality="piqe")
     assert preflight(own) is None

@@ -14,7 +14,7 @@ from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.encoders.dreamsim import TYPES
 from gmv_qdrant.models.encoders.lpips import BACKBONES
 from gmv_qdrant.models.registry import NONE, Kind, canonical_name, known_families, load_quality, model_files
-from gmv_qdrant.models.weights import WeightFile, missing, require_all, what_is_missing
+from gmv_qdrant.models.weights import WeightFile, is_offline, missing, require_all, what_is_missing
 
 if TYPE_CHECKING:
     from gmv_qdrant.settings import Settings
@@ -173,15 +173,17 @@ def preflight(settings: Settings) -> str | None:
 
     Raises `ModelError` for names that don't exist. Never touches the network.
     """
-    files_by_kind = files_of(settings, Runtime.of(settings))
+    runtime = Runtime.of(settings)
+    needed = files_of(settings, runtime)
     names = names_of(settings)
-    lacking = missing({names[kind]: files for kind, files in files_by_kind.items()})
+    lacking = missing({names[kind]: files for kind, files in needed.items()})
     if not lacking:
         return None
     files = [file for each in lacking.values() for file in each]
     size, free = sum(file.pin.size or 0 for file in files), _free(files[0].where)
     room = f", and only {free / 1e6:,.0f} MB are free in {files[0].where}" if free < 2 * size else ""
-    return what_is_missing(lacking, f"the first run downloads them{room}")
+    when = "this machine is offline" if is_offline(runtime) else "the first run downloads them"
+    return what_is_missing(lacking, when + room)
 
 
 def _free(folder: Path) -> int:
