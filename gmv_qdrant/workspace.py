@@ -676,7 +676,8 @@ class Workspace:
     def _run(self, verb: str, *, networks: bool = True, **request: Any) -> "Iterator[Assembly]":
         """What a run works with: alone, with a row in ``runs``, and what the run before left behind tidied up.
 
-        networks: load and verify them first; a run that only moves vectors doesn't need them.
+        networks: load and verify them first; a run that only moves vectors doesn't need them, but it, too, is refused
+        where the evidence was made in another precision.
         """
         from gmv_qdrant.evaluation.importing import refuse_if_imported
         from gmv_qdrant.models.verified import same_precision
@@ -687,7 +688,9 @@ class Workspace:
         with self._alone():
             models = None
             if networks:
-                models = verified_models(self.settings, self.ledger, quality=verb != "ingest")
+                models = verified_models(
+                    self.settings, self.ledger, quality=verb != "ingest", progress=self._progress
+                )
             elif kept := self.ledger.meta().get("fingerprint"):
                 same_precision(self.settings, json.loads(kept))
             with (

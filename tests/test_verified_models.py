@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_workspace
 import torch
 from models_offline import save_alexnet
 from PIL import Image
 
+from gmv_qdrant import Workspace
 from gmv_qdrant.errors import FingerprintMismatch
 from gmv_qdrant.models import quality
 from gmv_qdrant.models.encoders import network
@@ -122,3 +124,20 @@ def test_a_device_s_rounding_is_not_seen(settings: Settings, monkeypatch: pytest
 
     monkeypatch.setattr(network.NetworkEncoder, "encode", rounded)
     assert Models.verified(settings, kept).fingerprint == kept
+
+
+@pytest.mark.parametrize("verb", ["ingest", "value", "update", "withdraw"])
+def test_no_run_mixes_precisions(verb: str, folder: Path) -> None:
+    """Not even one that loads no network, such as the update of a workspace that lacks nothing."""
+    tiny_workspace.write(folder / "training", range(3))
+    workspace = Workspace.init(folder / "ws", **tiny_workspace.SETTINGS)
+    workspace.ingest([folder / "training"])
+    words = {
+        "ingest": lambda other: other.ingest([folder / "training"]),
+        "value": lambda other: other.value([folder / "training"]),
+        "update": lambda other: other.update(),
+        "withdraw": lambda other: other.withdraw(uri="*"),
+    }
+    with pytest.raises(FingerprintMismatch, match="made in fp32, not bf16"):
+        words[verb](Workspace(folder / "ws", precision="bf16"))
+    words[verb](Workspace(folder / "ws", precision="fp32"))

@@ -45,7 +45,7 @@ def status(session: Session, /, names: tuple[str, ...], form: str, **which: Any)
     from gmv_qdrant.models.catalogue import model_status, names_of
     from gmv_qdrant.models.devices import Runtime
 
-    settings = _settings(session, **which)
+    settings = _settings(session, names, **which)
     runtime = Runtime.of(settings)
     found = (
         [model_status(name, runtime) for name in names]
@@ -91,7 +91,7 @@ def fetch(
     from gmv_qdrant.models.catalogue import fetch_models, names_of
     from gmv_qdrant.models.devices import Runtime
 
-    settings = _settings(session, **which, trust=trust)
+    settings = _settings(session, names, **which, trust=trust)
     session.writes = True
     with progress(session) as shown:
         fetched = fetch_models(
@@ -103,14 +103,18 @@ def fetch(
         note("ready: " + ", ".join(one.name for one in fetched))
 
 
-def _settings(session: Session, preset: str | None, **flags: Any) -> Settings:
-    """Those of the workspace where there is one, and what its absence leaves: the environment and the defaults."""
+def _settings(session: Session, names: tuple[str, ...], preset: str | None, **flags: Any) -> Settings:
+    """Those of the workspace where there is one, and what its absence leaves: the environment and the defaults.
+
+    A weights file of one's own is the workspace's encoder's, not that of ``names``.
+    """
     from gmv_qdrant.folder import require_workspace
     from gmv_qdrant.settings import Settings, with_preset
 
     if session.given:
         require_workspace(session.workspace.absolute())
-    return Settings.resolve(session.workspace, **with_preset(preset, flags))
+    settings = Settings.resolve(session.workspace, **with_preset(preset, flags))
+    return settings.replaced(encoder_weights=None) if names else settings
 
 
 COMMANDS = (models,)

@@ -38,7 +38,7 @@ class Assembly:
     @cached_property
     def models(self) -> Models:
         """Verified against the ledger, quality included."""
-        return verified_models(self.settings, self.ledger, quality=True)
+        return verified_models(self.settings, self.ledger, quality=True, progress=self.progress)
 
     @cached_property
     def allowed(self) -> Sequence[str]:

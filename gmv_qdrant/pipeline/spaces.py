@@ -21,6 +21,7 @@ from gmv_qdrant.models.base import Encoder, Storage
 from gmv_qdrant.models.verified import Models
 from gmv_qdrant.pipeline.collection import Sample, open_collection
 from gmv_qdrant.pipeline.embedding import VIEWS
+from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.settings import Settings
 from gmv_qdrant.vectors.matrices import Matrix
 from gmv_qdrant.vectors.protocol import VectorStore
@@ -112,13 +113,21 @@ class Spaces:
         self.generated_rerank.zero(keys)
 
 
-def verified_models(settings: Settings, ledger: Ledger, *, quality: bool = False) -> Models:
+def verified_models(
+    settings: Settings, ledger: Ledger, *, quality: bool = False, progress: Progress | None = None
+) -> Models:
     """The networks, held against what the ledger's evidence was made with; the first use writes that down.
 
-    quality: images are scored. Raises `FingerprintMismatch`, and `ModelError` when weights are missing.
+    quality: images are scored. progress: told of downloads. Raises `FingerprintMismatch`, and `ModelError` when weights
+    are missing.
     """
     kept = ledger.meta().get("fingerprint")
-    models = Models.verified(settings, json.loads(kept) if kept else None, quality=quality or kept is None)
+    models = Models.verified(
+        settings,
+        json.loads(kept) if kept else None,
+        quality=quality or kept is None,
+        progress=progress.download if progress else None,
+    )
     if kept is None:
         with ledger.write() as con:
             ledger.set_meta(

@@ -28,6 +28,10 @@ class Progress(Protocol):
 
     def advance(self, items: int = 1) -> None: ...
 
+    def download(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a file of weights so far, and in all when that is known."""
+        ...
+
     def note(self, sentence: str) -> None:
         """Something that people should know before they wait for it."""
         ...
@@ -40,6 +44,9 @@ class NullProgress:
         pass
 
     def advance(self, items: int = 1) -> None:
+        pass
+
+    def download(self, name: str, done: int, total: int | None) -> None:
         pass
 
     def note(self, sentence: str) -> None:
