@@ -223,11 +223,14 @@ class Workspace:
         self,
         paths: str | Path | Sequence[str | Path] = (),
         *,
-        batch: str = "default",
+        batch: str | None = None,
+        control: bool = False,
         retry_quarantined: bool = False,
     ) -> dict[str, Any]:
         """Find the evidence of generated images; images valued before under the same ``batch`` are replaced.
 
+        batch: ``default``, or ``control`` for a control set. control: images that are known to resemble no training
+        image (held out, or of another collection); they earn no credit, and say how near strangers come.
         retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
         """
         from gmv_qdrant.images.sources import open_sources
@@ -236,11 +239,13 @@ class Workspace:
 
         allow = list(self.settings.allow)
 
-        def run_once(names: list[str], batch: str, only: frozenset[str] | None) -> dict[str, Any]:
+        def run_once(
+            names: list[str], batch: str, control: bool, only: frozenset[str] | None
+        ) -> dict[str, Any]:
             records = open_sources(names, only=only, allowed=allow)
             total = records.count()
             require_training_images(self.published)
-            with self._run("value", paths=names, batch=batch, allow=allow) as parts:
+            with self._run("value", paths=names, batch=batch, control=control, allow=allow) as parts:
                 progress = parts.progress
                 if total and (
                     most := missing_rows(self.ledger, parts.spaces, total, self.settings.candidates)
@@ -248,14 +253,24 @@ class Workspace:
                     progress.note(f"up to {most:,} re-rank vectors are computed from their images, each once")
                 progress.phase("value", total)
                 embed = parts.engine(parts.generated_embedder())
-                value(records, batch, parts.run, self.ledger, parts.spaces, embed, parts.matcher(), progress)
+                value(
+                    records, batch, parts.run, self.ledger, parts.spaces, embed, parts.matcher(), progress,
+                    control=control,
+                )  # fmt: skip
                 _tell(records.census, parts)
             return parts.run.summary()
 
         if not retry_quarantined:
-            return run_once(_whole_names(paths), batch, None)
+            return run_once(
+                _whole_names(paths), batch or ("control" if control else "default"), control, None
+            )
         _refuse(paths, "paths are those of the runs that failed")
-        return self._retry("value", lambda request, only: run_once(request["paths"], request["batch"], only))
+        return self._retry(
+            "value",
+            lambda request, only: run_once(
+                request["paths"], request["batch"], request.get("control", False), only
+            ),
+        )
 
     def update(self) -> dict[str, Any]:
         """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
@@ -424,6 +439,29 @@ class Workspace:
             self.path, self.published, self.settings, host, root_path=root_path, allowed_hosts=allowed_hosts
         )
         return serve(app, host, port, tell=tell)
+
+    def copies(
+        self,
+        *,
+        batch: str | None = None,
+        level: float | None = None,
+        training: bool = False,
+        sample: int | None = None,
+        top: int | None = None,
+    ) -> Relation:
+        """Generated images that are nearly a training image, with its owners, the most unusual first.
+
+        level: only those that come nearer than strangers (a control set: ``value(control=True)``), at this share of
+        false discoveries. training: instead, training images of different owners that are nearly the same, as claims
+        to look at: a run that searches the neighbours of ``sample`` training images, or of all.
+        """
+        from gmv_qdrant.evaluation.copies import claims, copies, find_neighbours
+
+        if not training:
+            return self._relation(copies(self.published, batch, level, top))
+        with self._run("copies", networks=False, sample=sample) as parts:
+            find_neighbours(parts, sample)
+        return self._relation(claims(self.published, top))
 
     # -- is it true? ---------------------------------------------------------------------------------
 

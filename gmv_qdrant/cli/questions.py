@@ -138,4 +138,34 @@ def export(workspace: Any, directory: Path, file_format: str, as_json: bool, **o
         note("wrote " + ", ".join(str(path) for path in written))
 
 
-COMMANDS = (credits, explain, sql, export)
+@click.command()
+@click.option("--batch", help="Only the generated images valued under this name.")
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1),
+    help="Only those that come nearer than strangers, at this share of false discoveries, say .05.",
+)
+@click.option("--training", is_flag=True, help="Instead: training images of different owners, as claims.")
+@click.option(
+    "--sample", type=click.IntRange(min=2), help="With --training: look at so many.  [default: all]"
+)
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to show.")
+@answer_options
+@with_workspace
+def copies(workspace: Any, form: str, **options: Any) -> None:
+    """Generated images that are nearly a training image, the most unusual first, with its owners.
+
+    p_value says how many strangers come as near ('value --control' brings them), q_value corrects it for the number of
+    images, among_training says how many training images have a neighbour as near ('copies --training' looks).
+    """
+    if options["sample"] and not options["training"]:
+        raise click.UsageError("--sample is for --training.")
+    relation = workspace.copies(**options)
+    show(relation, form, title="claims" if options["training"] else "copies")
+    if form == "table" and not options["training"] and not relation.filter("p_value IS NOT NULL").fetchall():
+        note(
+            "how near strangers come isn't known: gmv-qdrant value --control FOLDER of images that are none of these"
+        )
+
+
+COMMANDS = (credits, copies, explain, sql, export)

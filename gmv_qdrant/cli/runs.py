@@ -76,17 +76,27 @@ def ingest(
 
 @click.command()
 @click.argument("paths", nargs=-1)
+@click.option("--batch", help="A name for this set of images.  [default: default, or control]")
 @click.option(
-    "--batch", default="default", show_default=True, help="A name for this set of generated images."
+    "--control",
+    is_flag=True,
+    help="They are known to resemble no training image: they earn no credit, and say how near strangers come.",
 )
 @retry_option
 @engine_options
 @run_options
 @with_workspace
-def value(workspace: Any, paths: tuple[str, ...], batch: str, retry_quarantined: bool, as_json: bool) -> None:
+def value(
+    workspace: Any,
+    paths: tuple[str, ...],
+    batch: str | None,
+    control: bool,
+    retry_quarantined: bool,
+    as_json: bool,
+) -> None:
     """Value generated images: find the training images that each one resembles most."""
     _paths_or_retry(paths, retry_quarantined)
-    summary = workspace.value(paths, batch=batch, retry_quarantined=retry_quarantined)
+    summary = workspace.value(paths, batch=batch, control=control, retry_quarantined=retry_quarantined)
     show_summary(summary, as_json)
     _require_something(summary, ("valued", "known"))
 

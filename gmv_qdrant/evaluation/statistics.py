@@ -166,3 +166,17 @@ def bootstrap(
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def empirical_p_values(distances: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    """float64 ``(m,)``: (1 + number of controls at least as near) / (1 + number of controls), for each distance."""
+    ordered = np.sort(np.asarray(controls, dtype=np.float64))
+    nearer = np.searchsorted(ordered, np.asarray(distances, dtype=np.float64), "right")
+    found: np.ndarray = (1 + nearer) / (1 + len(ordered))
+    return found
+
+
+def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
+    """float64 ``(m,)``: the false discovery rate at which each is just found (Benjamini and Hochberg 1995)."""
+    found: np.ndarray = stats.false_discovery_control(np.asarray(p_values, dtype=np.float64))
+    return found

@@ -247,3 +247,61 @@ WITH held AS MATERIALIZED (
 )
 SELECT n.name, of_value[1] AS low, of_value[2] AS high, of_share[1] AS share_low, of_share[2] AS share_high
 FROM names n LEFT JOIN bounds USING (id);
+
+-- How near each generated image comes to its nearest training image, and how unusual that is. p_value: the share of the
+-- control images that come at least as near, one added to both (NULL without a control set). q_value: Benjamini and
+-- Hochberg's, over the images asked for: the share of false discoveries among all that are at least as unusual. among_training:
+-- the share of training images whose own nearest neighbour is at least as near (NULL before `copies --training`).
+CREATE OR REPLACE MACRO nearness(batch := NULL) AS TABLE
+WITH asked AS (
+    FROM _gmv_credited(batch)
+), line AS (
+    SELECT 'generated' AS kind, generated_key, training_key, distance FROM matches JOIN asked USING (generated_key) WHERE rank = 1
+    UNION ALL
+    SELECT 'control', NULL, NULL, distance FROM matches JOIN generated USING (generated_key) WHERE rank = 1 AND control
+    UNION ALL
+    SELECT 'training', NULL, NULL, distance FROM neighbours n
+    JOIN training t USING (training_key) JOIN training o ON o.training_key = n.neighbour_key
+    WHERE rank = 1 AND t.version_withdrawn IS NULL AND o.version_withdrawn IS NULL
+), counted AS (
+    SELECT *, count(*) FILTER (WHERE kind = 'control') OVER nearer AS controls_nearer,
+           count(*) FILTER (WHERE kind = 'training') OVER nearer AS training_nearer,
+           count(*) FILTER (WHERE kind = 'control') OVER () AS controls, count(*) FILTER (WHERE kind = 'training') OVER () AS trained
+    FROM line WINDOW nearer AS (ORDER BY distance RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+), judged AS (
+    SELECT generated_key, training_key, distance,
+           CASE WHEN controls > 0 THEN (1 + controls_nearer) / (1 + controls) END AS p_value,
+           training_nearer / nullif(trained, 0) AS among_training
+    FROM counted WHERE kind = 'generated'
+), stepped AS (
+    SELECT *, p_value * count(*) OVER () / count(*) OVER (ORDER BY p_value RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS step
+    FROM judged
+)
+SELECT generated_key, training_key, distance, p_value,
+       min(step) OVER (ORDER BY p_value DESC RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS q_value, among_training
+FROM stepped;
+
+CREATE OR REPLACE MACRO _gmv_owners() AS TABLE
+SELECT training_key, min(uri) AS uri, list_sort(list(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)) AS owners FROM sources GROUP BY ALL;
+
+-- The same with names, the nearest first: is this nearly a copy, and of whose image?
+CREATE OR REPLACE MACRO copies(batch := NULL) AS TABLE
+SELECT g.uri AS generated, g.batch, o.uri AS training, array_to_string(o.owners, '; ') AS owners, n.distance, n.p_value, n.q_value,
+       n.among_training
+FROM nearness(batch := batch) n JOIN generated g USING (generated_key) LEFT JOIN _gmv_owners() o USING (training_key)
+ORDER BY n.p_value NULLS LAST, n.distance, g.uri;
+
+-- Training images of different owners that are nearly the same, the nearest first: claims to look at. Each pair once.
+CREATE OR REPLACE MACRO claims() AS TABLE
+WITH pairs AS (
+    SELECT least(training_key, neighbour_key) AS a, greatest(training_key, neighbour_key) AS b, min(distance) AS distance
+    FROM neighbours GROUP BY ALL
+), own AS (
+    SELECT min(distance) AS distance FROM neighbours WHERE rank = 1 GROUP BY training_key
+)
+SELECT x.uri AS one, array_to_string(x.owners, '; ') AS owners, y.uri AS other, array_to_string(y.owners, '; ') AS other_owners, p.distance,
+       (SELECT count(*) FILTER (WHERE own.distance <= p.distance) / count(*) FROM own) AS among_training
+FROM pairs p JOIN _gmv_owners() x ON x.training_key = a JOIN _gmv_owners() y ON y.training_key = b
+JOIN training t ON t.training_key = a AND t.version_withdrawn IS NULL JOIN training u ON u.training_key = b AND u.version_withdrawn IS NULL
+WHERE x.owners IS DISTINCT FROM y.owners
+ORDER BY p.distance, one, other;

@@ -59,6 +59,13 @@ CREATE TABLE spare_candidates (                         -- the next nearest by r
     view          TINYINT NOT NULL
 );
 
+CREATE TABLE neighbours (                      -- the nearest other training images of those that `copies --training` looked at
+    training_key  INTEGER NOT NULL,
+    neighbour_key INTEGER NOT NULL,
+    rank          SMALLINT NOT NULL,           -- 1 is the nearest
+    distance      DOUBLE NOT NULL              -- in the re-rank space
+);
+
 CREATE TABLE runs (
     run_id      VARCHAR PRIMARY KEY,
     verb        VARCHAR NOT NULL,

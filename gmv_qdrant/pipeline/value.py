@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from gmv_qdrant.errors import LedgerError, StoreError
+from gmv_qdrant.errors import LedgerError, SettingsError, StoreError
 from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger import candidates
 from gmv_qdrant.ledger.candidates import Matches
@@ -42,11 +42,28 @@ def value(
     embed: Engine,
     matcher: Matcher,
     progress: Progress,
+    *,
+    control: bool = False,
 ) -> None:
-    """Value generated images, under the name ``batch``; those valued already against this training set stay."""
+    """Value generated images, under the name ``batch``; those valued already against this training set stay.
+
+    control: they are known to resemble no training image, and earn no credit. Raises `SettingsError` when the batch
+    has images of the other kind.
+    """
+    others = ledger.query(
+        "SELECT count(*) AS n FROM generated WHERE batch = $batch AND control <> $control",
+        {"batch": batch, "control": control},
+    )["n"][0].as_py()
+    if others:
+        kind, name = (
+            ("generated images", "a control set") if control else ("a control set", "generated images")
+        )
+        raise SettingsError(
+            f"the batch {batch!r} has {kind} of before: give {name} another name with --batch"
+        )
     with run.timed("optimize"):
         spaces.store.optimize()  # an erasure leaves none of the codes
-    valued = ValuedImages(run, ledger, spaces, batch)
+    valued = ValuedImages(run, ledger, spaces, batch, control)
 
     def chunks() -> Iterator[Items]:
         for chunk in chunked(records, partial(weight, spaces), smallest=32, largest=1024):
@@ -110,7 +127,8 @@ _Facts = tuple[str, int, str | None, str]
 class ValuedImages:
     """The generated images of the ledger, and those that come to it under the name ``batch``."""
 
-    def __init__(self, run: Run, ledger: Ledger, spaces: Spaces, batch: str) -> None:
+    def __init__(self, run: Run, ledger: Ledger, spaces: Spaces, batch: str, control: bool = False) -> None:
+        self._control = control
         self._run = run
         self._ledger = ledger
         self._spaces = spaces
@@ -223,6 +241,7 @@ class ValuedImages:
                 "content_hash": [image.hash for image in images],
                 "uri": [image.record.uri for image in images],
                 "batch": [self._batch] * len(keys),
+                "control": [self._control] * len(keys),
                 "label": pa.array([image.record.label for image in images], pa.string()),
                 "quality": pa.array([image.quality for image in images], pa.float64()),
                 "recall_radius": [matches.radius for matches in evidence],
