@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from gmv_qdrant.workspace import Workspace
@@ -44,6 +45,11 @@ def synthetic(
             SELECT j, 1 + (j * 31 + r * 7 + hash(j // 10) % 100) % {training}, r,
             0.2 + 0.2 * (hash(j) % 100) / 100 + 0.01 * r, 0
             FROM range(1, {generated + 1}) a(j), range(1, {min(matches, training) + 1}) b(r) ORDER BY j, r"""
+        )
+        con.execute(
+            """INSERT INTO runs (run_id, verb, started_at, training_version, settings, status)
+            VALUES ('made', 'ingest', TIMESTAMP '2026-01-01', 1, ?, 'done')""",
+            [json.dumps({"request": {"paths": [f"{folder}/files"]}})],
         )
         workspace.ledger.set_meta(con, training_version=1)
     if images:
