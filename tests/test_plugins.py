@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.errors import ImageError, ModelError
 from gmv_qdrant.models.devices import Runtime
@@ -273,3 +274,46 @@ def test_the_guide_s_models_value_images(palette: Path) -> None:
         ("l2@32", True),
         ("contrast", True),
     ]
+
+
+# --- through the pipeline -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (
+            {"prepare": "if image.width == 20: raise KeyError('size')"},
+            "cannot take an image of 20x10: KeyError",
+        ),
+        ({"encode": "if (batch[:, 0] > 250).any(): 1 / 0"}, "cannot embed this image: ZeroDivisionError"),
+        (
+            {"encode": "if (batch[:, 0] > 250).any(): return vectors.astype(float)"},
+            "of float64, not 1x3 of float32",
+        ),
+        ({"encode": "vectors[(batch[:, 0] > 250).numpy()] = np.nan"}, "not finite"),
+        ({"score": "if image.width == 20: return 1.7"}, "gives 1.7"),
+        (
+            {"score": "if image.width == 20: raise SystemError('no')"},
+            "cannot score an image of 20x10: SystemError: no",
+        ),
+    ],
+)
+def test_one_image_that_a_plug_in_fails_on_stops_no_run(
+    plugin: Callable[..., None], folder: Path, lines: dict[str, str], sentence: str
+) -> None:
+    """It is quarantined by name with the reason; the others of its batch go in."""
+    plugin(**lines)
+    for kind in ("training", "generated"):
+        tiny_workspace.write(folder / kind, range(5))
+        Image.new("RGB", (20, 10), (253, 9, 9)).save(folder / kind / "odd.png")
+    workspace = Workspace.init(
+        folder / "ws", encoder="mine", distance="mine", quality="mine", quantization="none"
+    )
+    workspace.ingest([folder / "training"])
+    workspace.value([folder / "generated"])
+    rows = workspace.sql("SELECT uri, reason FROM quarantine").fetchall()
+    assert {Path(uri).name for uri, _ in rows} == {"odd.png"}
+    assert sentence in rows[-1][1]
+    assert workspace.sql("SELECT count(*) FROM generated").fetchall() == [(5,)]
+    assert workspace.sql("SELECT count(*) FROM training").fetchall()[0][0] == (6 if "score" in lines else 5)
