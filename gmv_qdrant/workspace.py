@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gmv_qdrant.accounting.payout import PayoutRows
     from gmv_qdrant.accounting.verify import Discrepancy
     from gmv_qdrant.images.census import Census
+    from gmv_qdrant.images.sources import Sources
     from gmv_qdrant.pipeline.assembly import Assembly
     from gmv_qdrant.pipeline.check import Finding
     from gmv_qdrant.pipeline.streams import Progress
@@ -203,7 +204,7 @@ class Workspace:
 
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
             records = open_sources(names, owner=owner, only=only, allowed=allow)
-            total = records.count()
+            total = self._planned(records)
             with self._run("ingest", paths=names, owner=owner, allow=allow) as parts:
                 parts.progress.phase("ingest", total)
                 embed = parts.engine(parts.training_embedder())
@@ -212,7 +213,7 @@ class Workspace:
                 _tell(records.census, parts)
                 if update:
                     self._update(parts)
-            return parts.run.summary()
+            return parts.run.summary() | records.census.summary(parts.run.counts["quarantined"])
 
         if not retry_quarantined:
             return run_once(_whole_names(paths), owner, None)
@@ -243,7 +244,7 @@ class Workspace:
             names: list[str], batch: str, control: bool, only: frozenset[str] | None
         ) -> dict[str, Any]:
             records = open_sources(names, only=only, allowed=allow)
-            total = records.count()
+            total = self._planned(records)
             require_training_images(self.published)
             with self._run("value", paths=names, batch=batch, control=control, allow=allow) as parts:
                 progress = parts.progress
@@ -258,7 +259,9 @@ class Workspace:
                     control=control,
                 )  # fmt: skip
                 _tell(records.census, parts)
-            return parts.run.summary()
+            summary = records.census.summary(parts.run.counts["quarantined"])
+            del summary["without_owner"]  # nobody owns generated images
+            return parts.run.summary() | summary
 
         if not retry_quarantined:
             return run_once(
@@ -771,6 +774,14 @@ class Workspace:
         if "adopted" in self.published.meta():
             raise SettingsError(f"the collection {self.settings.collection!r} was adopted: {way_out}")
 
+        """How many inputs there are, if that can be known; what is wrong is said before a network is loaded."""
+        """How many inputs there are, if that can be known; what is wrong with them is said before a network is loaded."""
+        plan = records.plan()
+        if self._progress is not None:
+            for warning in plan.warnings:
+                self._progress.note(warning)
+        return plan.total
+
     def _retry(
         self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
     ) -> dict[str, Any]:
@@ -787,7 +798,7 @@ class Workspace:
                 if isinstance(found, float):  # a figure: the worst of all
                     worst = max if name == "conservation_error" else min
                     summary[name] = worst(found, summary.get(name, found))
-                elif name != "verb":
+                elif isinstance(found, int):
                     summary[name] = summary.get(name, 0) + found
         return summary
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from gmv_qdrant.images.records import Record, Unusable
 
@@ -32,10 +33,22 @@ class Census:
         return self.images + sum(self.unusable.values()) + sum(self.passed.values())
 
     @property
+    def total(self) -> int | None:
+        """Images and what can't be used; None where only reading would tell."""
+        return self.images + sum(self.unusable.values()) if self.complete else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of a plan: what should be known before a long run begins."""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.unusable.most_common())
+        found = [f"{sum(self.unusable.values()):,} inputs can't be used and will be in quarantine ({kinds})"]
+        return [*(found if kinds else []), *self.notes]
+
+    @property
     def notes(self) -> list[str]:
         """What a person should know: what was there and wasn't used, and what had to be decided."""
         found = [
-            f"{count:,} {what} not used: {self.first[what]}" + (" and others" if count > 1 else "")
+            f"not used: {self.first[what]}" + (f" and {count - 1:,} more" if count > 1 else "") + f" ({what})"
             for what, count in sorted(self.passed.items())
             if what.endswith(_SAID)
         ]
@@ -77,15 +90,26 @@ class Census:
             counts.clear()
 
     def sentence(self, failed: int = 0) -> str:
-        """``seen 115: 93 images, 20 quarantined, 2 not images (1 .md, 1 .txt)``.
+        """``seen 115: 93 images, 20 quarantined, 2 not images (.md: 1, .txt: 1)``.
 
         failed: images that a later step quarantined.
         """
-        passed = ", ".join(f"{count:,} {what}" for what, count in sorted(self.passed.items()))
+        passed = ", ".join(f"{what}: {count:,}" for what, count in sorted(self.passed.items()))
         return (
             f"seen {self.seen:,}: {self.images - failed:,} images, {sum(self.unusable.values()) + failed:,} quarantined"
             + (f", {sum(self.passed.values()):,} not images ({passed})" if passed else "")
         )
+
+    def summary(self, quarantined: int) -> dict[str, Any]:
+        """What a run tells of its inputs, of which so many were quarantined, here and in later steps."""
+        failed = max(0, quarantined - sum(self.unusable.values()))
+        return {
+            "seen": self.seen,
+            "not_images": dict(self.passed),
+            "without_owner": self.without_owner,
+            "inputs": self.sentence(failed),
+            "notes": self.notes,
+        }
 
     def owners_sentence(self) -> str:
         """``22 of 115 images have no owner``; empty where each has one."""

@@ -55,13 +55,6 @@ class Sources:
             _note_tables_above(path, census)
         return census
 
-    def count(self) -> int | None:
-        """How many images an iteration will try at most; None where only reading would tell."""
-        if self.only is not None:
-            return len(self.only)
-        census = self.plan()
-        return census.images + sum(census.unusable.values()) if census.complete else None
-
     def _stream(self, census: Census, *, load: bool) -> Iterator[Record | Unusable]:
         only = self.only
         walk = Walk(
