@@ -774,8 +774,8 @@ class Workspace:
         if "adopted" in self.published.meta():
             raise SettingsError(f"the collection {self.settings.collection!r} was adopted: {way_out}")
 
+    def _planned(self, records: "Sources") -> int | None:
         """How many inputs there are, if that can be known; what is wrong is said before a network is loaded."""
-        """How many inputs there are, if that can be known; what is wrong with them is said before a network is loaded."""
         plan = records.plan()
         if self._progress is not None:
             for warning in plan.warnings:

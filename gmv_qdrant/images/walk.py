@@ -27,7 +27,7 @@ from gmv_qdrant.images.kinds import kind_of
 from gmv_qdrant.images.members import Folder, Found, Member, Tables, unusable
 from gmv_qdrant.images.parquet import image_bytes, read_images
 from gmv_qdrant.images.reading import locate
-from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.images.records import Record, Unusable, too_large
 from gmv_qdrant.images.unpacked import is_compressed
 
 PLANNED_ARCHIVE = 256 * limits.MIB
@@ -250,6 +250,8 @@ class Walk:
             return
         try:
             if isinstance(member, File):
+                if member.size > limits.FILE_BYTES:
+                    raise ImageError(too_large(member.size), kind="too-large")
                 facts: dict[str, Any] = {"size": member.size, "mtime_ns": member.mtime_ns}
             else:
                 facts = {"data": member.read() if self.load else None}
