@@ -204,13 +204,13 @@ class Workspace:
 
         def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
             records = open_sources(names, owner=owner, only=only, allowed=allow)
-            total = self._planned(records)
+            total, told = self._planned(records)
             with self._run("ingest", paths=names, owner=owner, allow=allow) as parts:
                 parts.progress.phase("ingest", total)
                 embed = parts.engine(parts.training_embedder())
                 ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
                 parts.run.counts["without_owner"] = records.census.without_owner
-                _tell(records.census, parts)
+                _tell(records.census, parts, told)
                 if update:
                     self._update(parts)
             return parts.run.summary() | records.census.summary(parts.run.counts["quarantined"])
@@ -244,7 +244,7 @@ class Workspace:
             names: list[str], batch: str, control: bool, only: frozenset[str] | None
         ) -> dict[str, Any]:
             records = open_sources(names, only=only, allowed=allow)
-            total = self._planned(records)
+            total, told = self._planned(records)
             require_training_images(self.published)
             with self._run("value", paths=names, batch=batch, control=control, allow=allow) as parts:
                 progress = parts.progress
@@ -258,7 +258,7 @@ class Workspace:
                     records, batch, parts.run, self.ledger, parts.spaces, embed, parts.matcher(), progress,
                     control=control,
                 )  # fmt: skip
-                _tell(records.census, parts)
+                _tell(records.census, parts, told)
             summary = records.census.summary(parts.run.counts["quarantined"])
             del summary["without_owner"]  # nobody owns generated images
             return parts.run.summary() | summary
@@ -774,13 +774,13 @@ class Workspace:
         if "adopted" in self.published.meta():
             raise SettingsError(f"the collection {self.settings.collection!r} was adopted: {way_out}")
 
-    def _planned(self, records: "Sources") -> int | None:
-        """How many inputs there are, if that can be known; what is wrong is said before a network is loaded."""
+    def _planned(self, records: "Sources") -> tuple[int | None, list[str]]:
+        """How many inputs there are, if that can be known, and what is told of them before a network is loaded."""
         plan = records.plan()
         if self._progress is not None:
             for warning in plan.warnings:
                 self._progress.note(warning)
-        return plan.total
+        return plan.total, plan.warnings
 
     def _retry(
         self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
@@ -857,12 +857,12 @@ def _whole_names(paths: str | Path | Sequence[str | Path]) -> list[str]:
     return [name if "://" in name else os.path.abspath(name) for name in map(str, several)]
 
 
-def _tell(census: "Census", parts: "Assembly") -> None:
-    """What came of all inputs, and what a person should know of them."""
+def _tell(census: "Census", parts: "Assembly", told: Collection[str]) -> None:
+    """What came of all inputs, and what a person should know of them and wasn't told before."""
     failed = parts.run.counts["quarantined"] - sum(census.unusable.values())
     owners = census.owners_sentence() if parts.run.verb == "ingest" else ""
     for sentence in (census.sentence(failed), owners, *census.notes):
-        if sentence:
+        if sentence and sentence not in told:
             parts.progress.note(sentence)
 
 

@@ -327,10 +327,6 @@ def print_summary(summary: dict[str, Any], elapsed: float) -> None:
         and value
     )
     note(f"{summary['verb']}: {counts or 'nothing to do'} in {elapsed:.1f} s")
-    if "inputs" in summary and (summary["not_images"] or summary.get("quarantined")):
-        note(f"  {summary['inputs']}")
-    if summary.get("without_owner"):
-        note(f"  {summary['without_owner']:,} images that were read have no owner: their credit is nobody's")
     seconds = {name: spent for name, spent in summary.get("seconds", {}).items() if name != "total"}
     if messages.verbose and seconds:
         ordered = sorted(seconds.items(), key=lambda item: -item[1])
