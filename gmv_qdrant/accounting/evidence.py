@@ -44,8 +44,7 @@ _FROM_LEDGER = {
     "images": """
         SELECT training_key, point_id AS id, content_hash AS sha256 FROM training WHERE version_withdrawn IS NULL""",
     "sources": """
-        SELECT training_key, uri, group_name({field}, NULL, owner, label, licence, attributes) AS name, licence
-        FROM sources""",
+        SELECT training_key, uri, {name} AS name, licence FROM sources""",
     "matches": """
         SELECT generated_key, training_key, rank, distance FROM matches JOIN generated USING (generated_key)
         WHERE NOT control AND ({batches} IS NULL OR list_contains({batches}, batch))""",
@@ -85,7 +84,7 @@ class Evidence:
         listed = f"[{', '.join(map(literal, batches))}]::VARCHAR[]" if batches else "NULL::VARCHAR[]"
         con = duckdb.connect(":memory:")
         for name, sql in _FROM_LEDGER.items():
-            con.register(f"of_{name}", source.query(sql.format(field=literal(field), batches=listed)))
+            con.register(f"of_{name}", source.query(sql.format(name=_name_by(field), batches=listed)))
         con.execute(_IN_ORDER)
         for name in _FROM_LEDGER:
             con.unregister(f"of_{name}")
@@ -143,6 +142,8 @@ class Evidence:
 
         rule: one of `RULES`. id: a row of ``names``, or `NOBODY`. image, rank: what it was earned by.
         """
+        if rule not in RULES:
+            raise SettingsError(f"a payout can't go by the rule {rule!r}: choose one of {', '.join(RULES)}")
         given = (function.k or 32767, float(function.temperature), function.quality_weighted)
         nobody = None if function.null_distance is None else float(function.null_distance)
         macro = f"{rule.replace('-', '_')}({', '.join(map(literal, (*given, nobody, function.relative)))})"
@@ -213,6 +214,13 @@ def _bytes_of(column: pa.ChunkedArray) -> Iterator[bytes]:
 def _numbers(column: pa.ChunkedArray, kind: str) -> bytes:
     filled = pc.fill_null(column, -1)
     return b"".join(chunk.to_numpy(zero_copy_only=False).astype(kind).tobytes() for chunk in filled.chunks)
+
+
+def _name_by(field: str) -> str:
+    """SQL for what a source says of this field; attributes are looked up by JSON pointer."""
+    if field in ("owner", "label", "licence"):
+        return field
+    return f"json_extract_string(attributes, {literal('/' + field.replace('~', '~0').replace('/', '~1'))})"
 
 
 def _refuse_unknown(batches: Sequence[str], known: Sequence[str]) -> None:

@@ -19,6 +19,9 @@ from gmv_qdrant.errors import GmvError, LedgerError
 from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import LOSS, calibrations
 
+UNREADABLE = (duckdb.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, GmvError)
+"""What rows that somebody has changed may make of reading them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
@@ -44,13 +47,16 @@ def verify(root: Path, source: Readable, only: str | None = None) -> list[Discre
     """
     try:
         records = read_records(source)
-    except (duckdb.Error, ValueError, KeyError, TypeError, AttributeError, GmvError) as error:
+    except UNREADABLE as error:
         return [Discrepancy("", f"the recorded payouts can't be read, so they were changed by hand: {error}")]
     found: list[Discrepancy] = []
     known: dict[str, Record] = {}
     for record in records:
         if only is None or only == record.payout.payout_id:
-            found += _verify_one(root, source, record, known)
+            try:
+                found += _verify_one(root, source, record, known)
+            except UNREADABLE as error:
+                found.append(Discrepancy(record.payout.payout_id, f"its rows were changed by hand: {error}"))
         known[record.fingerprint] = record
     return found if only else [*found, *_strays(root, source, records), *_seals(root, source, records)]
 
@@ -64,7 +70,7 @@ def _verify_one(
         return Discrepancy(name, what)
 
     if record.payout.fingerprint != record.fingerprint:
-        yield wrong("its rows in the ledger aren't those that were recorded: they have another fingerprint")
+        yield wrong("its rows in the ledger were changed by hand: they have another fingerprint")
     yield from map(wrong, rows_of(source, record))
     previous = known.get(record.payout.previous or "")
     if record.payout.previous and previous is None:
