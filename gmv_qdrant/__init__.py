@@ -1,6 +1,5 @@
 """Who earned the credit for a generated image? GMValuator (ICLR 2025) on Qdrant and DuckDB."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gmv_qdrant.errors import (
@@ -42,6 +41,8 @@ _HOMES = {"ValueFunction": "gmv_qdrant.ledger.queries", "Workspace": "gmv_qdrant
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'gmv_qdrant' has no attribute {name!r}")

@@ -19,12 +19,13 @@ A message is one sentence that says what is wrong, with the offending value and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, the end of a sentence about a name that nothing has; empty where nothing is near."""
+    import difflib  # only for a sentence
+
     names = {other.casefold(): other for other in known}
     near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6 if len(name) > 3 else 0.5)
     return f" (did you mean {names[near[0]]!r}?)" if near else ""

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 import duckdb
 
@@ -20,9 +20,11 @@ from gmv_qdrant import folder
 from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
+from gmv_qdrant.ledger.names import Image
 from gmv_qdrant.ledger.publish import Published
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run, recorded
+from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings, with_preset
 
 if TYPE_CHECKING:
@@ -94,6 +96,14 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
 
     called.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     return called
+
+
+class Explained(NamedTuple):
+    """What `Workspace.explain` found: the image that was meant, its matches, and their credit by owner."""
+
+    image: Image
+    matches: Relation
+    owners: Relation
 
 
 @checked_keywords
@@ -289,18 +299,19 @@ class Workspace:
         owner: str | None = None,
         uri: str | None = None,
         ids: Sequence[str] = (),
+        attribute: str | None = None,
         dry_run: bool = False,
         update: bool = True,
     ) -> dict[str, Any]:
-        """Take training images out: by owner, by URI pattern (``*``, ``?``), or by ids, hashes or URIs.
+        """Take training images out: by owner, URI pattern, names or attribute, exactly one, as `Selection` has them.
 
         An image that other sources bring as well stays, and its credit is split among those.
         dry_run: only count. update: bring all evidence to the new training set at the end, so that credits are exact.
         Raises `SettingsError` when nothing, or not exactly one selection, is given.
         """
-        from gmv_qdrant.pipeline.withdraw import Selection, preview, withdraw
+        from gmv_qdrant.pipeline.withdraw import preview, withdraw
 
-        selection = Selection(owner, uri, tuple(ids))
+        selection = Selection(owner, uri, tuple(ids), attribute)
         self._refuse_adopted("nothing of it is removed from here: delete the points where they belong")
         found = preview(self.published, selection)
         if dry_run:
@@ -366,15 +377,20 @@ class Workspace:
         top: int | None = None,
         rule: str = "shares",
         interval: float | None = None,
+        select: Selection | None = None,
         **function: Unpack[ValueOptions],
     ) -> Relation:
-        """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
+        """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence``, ``batch`` or any attribute.
+
+        Largest first.
 
         rule: ``shares`` (the paper), ``owner-shapley`` (groups) or ``knn-shapley`` (images).
         interval: percent; adds ``low`` and ``high``, a bootstrap over the generated images.
+        select: only these training images, of credits by image.
         """
+        value_function = self._function(function)
         return self._relation(
-            queries.credits(self.published, by, self._function(function), top, rule, interval)
+            queries.credits(self.published, by, value_function, top, rule, interval, select)
         )
 
     def value_function(self, **function: Unpack[ValueOptions]) -> ValueFunction:
@@ -385,16 +401,33 @@ class Workspace:
         """Mean effective number of contributors of a generated image; None when none was valued."""
         return queries.effective_contributors(self.published, self._function(function))
 
-    def explain(self, image: str, **function: Unpack[ValueOptions]) -> tuple[str, Relation]:
-        """A generated image's contributors, or a training image's beneficiaries."""
-        kind, table = queries.explain(self.published, image, self._function(function))
-        return kind, self._relation(table)
+    def explain(
+        self,
+        image: str,
+        *,
+        training: bool = False,
+        select: Selection | None = None,
+        **function: Unpack[ValueOptions],
+    ) -> Explained:
+        """A generated image's contributors, or a training image's beneficiaries, and the totals by owner.
 
-    def picture(self, image: str, target: str | Path, **function: Unpack[ValueOptions]) -> Path:
+        image: its URI, path, file name, id or SHA-256. batch: in which a generated image was valued that was valued in
+        several; training: the training image, where a generated one goes by the same name.
+        select: only these training images among the contributors.
+        """
+        from gmv_qdrant.ledger.explain import explain
+
+        found = explain(self.published, image, self._function(function), training=training, selection=select)
+        return Explained(found.image, self._relation(found.matches), self._relation(found.owners))
+
+    def picture(
+        self, image: str, target: str | Path, *, training: bool = False, **function: Unpack[ValueOptions]
+    ) -> Path:
         """Write a contact sheet: the image beside its contributors or beneficiaries, as `explain` lists them."""
         from gmv_qdrant.report.sheet import write_sheet
 
-        return write_sheet(self.path, self.published, image, self._function(function), Path(target))
+        value_function = self._function(function)
+        return write_sheet(self.path, self.published, image, value_function, Path(target), training=training)
 
     def sql(self, query: str, *, attach: Mapping[str, str | Path] | None = None) -> Relation:
         """Any SELECT over the ledger and its macros; it can't write, and can't touch files or the network.

@@ -287,7 +287,8 @@ def test_withdraw_counts_ids_that_are_nothing(workspace: Workspace, root: Path) 
     assert gmv(workspace, "withdraw")[0] == 2
     assert gmv(workspace, "withdraw", "--owner", "ada", "--uri", "*")[0] == 2
     code, _, err = gmv(workspace, "withdraw", "--owner", "nobody")
-    assert (code, err) == (1, "error: nothing to withdraw: no training image has owner nobody\n")
+    assert code == 1
+    assert "there is no owner 'nobody'" in err
 
 
 def test_withdrawn_images_come_back_only_on_request(workspace: Workspace, root: Path) -> None:

@@ -17,11 +17,11 @@ from scipy import stats
 from gmv_qdrant.errors import FingerprintMismatch, LedgerError, SettingsError, SourceError
 from gmv_qdrant.evaluation import evidence
 from gmv_qdrant.evaluation.evaluate import CRITERIA, evaluate
-from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.parents import parents_of
 from gmv_qdrant.evaluation.plots import plot
 from gmv_qdrant.ledger.database import Ledger, insert
 from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.workspace import Workspace
 
 PAPER = ValueFunction()
@@ -158,7 +158,7 @@ def test_attributes_alone_and_together(tmp_path: Path, noise: Callable[..., np.n
 def test_ood_perfect_random_and_ties(tmp_path: Path, noise: Callable[..., np.ndarray]) -> None:
     bad = np.arange(100) >= 90
     training = [{"corrupted": "1" if each else "0"} for each in bad]
-    group = Group(attribute="corrupted")
+    group = Selection(attribute="corrupted")
     answers = {}
     for name, shift in (("far", 1.0), ("near", -0.2), ("random", 0.0)):
         (tmp_path / name).mkdir()
@@ -183,7 +183,7 @@ def test_ood_with_most_values_zero_says_that_it_is_vacuous(
     distances = noise(1, 1000) + 0.5 * bad
     ledger = make(tmp_path, distances, training=[{"corrupted": str(int(b))} for b in bad], generated=[{}],
                   candidates=10)  # fmt: skip
-    found = evaluate(ledger, "ood", ValueFunction(k=5), group=Group(attribute="corrupted=1"))
+    found = evaluate(ledger, "ood", ValueFunction(k=5), group=Selection(attribute="corrupted=1"))
     value = found["rows"][0]
     assert value["auroc"] == pytest.approx(0.5 + 0.5 * 5 / 980)
     assert value["tied_pairs"] == pytest.approx(975 / 980)
@@ -201,25 +201,25 @@ def test_groups_by_attribute_pattern_and_ids(tmp_path: Path, noise: Callable[...
     ledger = make(tmp_path, noise(2, 30), training=training, generated=[{}, {}], candidates=10)
     keys = evidence.values(ledger, PAPER).keys
     for group in (
-        Group(attribute="kind=noise"),
-        Group(attribute="bad"),
-        Group(attribute=odd),
-        Group(uri="/data/t0000[0-2].png"),
-        Group(ids=("t00000.png", "data/t00001.png", "t00002")),
-        Group(ids=("hash-t00000", "/data/t00001.png", "/data/t00002.png")),
+        Selection(attribute="kind=noise"),
+        Selection(attribute="bad"),
+        Selection(attribute=odd),
+        Selection(attribute=f"{odd}=Yes"),
+        Selection(ids=("t00000.png", "data/t00001.png", "t00002")),
+        Selection(ids=("hash-t00000", "/data/t00001.png", "/data/t00002.png")),
     ):
         assert np.flatnonzero(evidence.members(ledger, keys, group)).tolist() == [0, 1, 2], group
     for group, words in (
-        (Group(attribute="kind"), "its values are 'clean', 'noise': give kind=VALUE"),
-        (Group(attribute="nothing"), "no training image has it"),
-        (Group(attribute="it's"), "no training image has it"),
-        (Group(uri="/elsewhere/*"), "is like"),
-        (Group(ids=("t00000.png", "no.png", "neither.png")), "called 'no.png', nor are 1 others"),
+        (Selection(attribute="kind"), "its values are 'clean', 'noise': give kind=VALUE"),
+        (Selection(attribute="nothing"), "no training image has it"),
+        (Selection(attribute="it's"), "no training image has it"),
+        (Selection(uri="/elsewhere/*"), "no training image has uri"),
+        (Selection(ids=("t00000.png", "no.png", "neither.png")), "called 'no.png', nor are 1 others"),
     ):
         with pytest.raises(SettingsError, match=words):
             evidence.members(ledger, keys, group)
-    with pytest.raises(SettingsError, match="one of attribute, uri or ids"):
-        Group(attribute="bad", uri="*")
+    with pytest.raises(SettingsError, match="exactly one of"):
+        Selection(attribute="bad", uri="*")
 
 
 # -- membership --------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_membership_sees_copying_and_only_copying(tmp_path: Path) -> None:
             distances[np.arange(60), 2 * (np.arange(60) % 100)] = 0.05
         ledger = make(tmp_path / name, distances, training=training, generated=labelled(60, 1), candidates=50)
         answers[name] = evaluate(
-            ledger, "membership", ValueFunction(k=5, temperature=0.05), group=Group(attribute="trained")
+            ledger, "membership", ValueFunction(k=5, temperature=0.05), group=Selection(attribute="trained")
         )
         values = evidence.values(ledger, ValueFunction(k=5, temperature=0.05)).value
         expected = stats.ttest_ind(values[trained], values[~trained], equal_var=False, alternative="greater")
@@ -257,7 +257,7 @@ def test_membership_groups_must_not_overlap(tmp_path: Path, noise: Callable[...,
     ledger = make(tmp_path, noise(2, 30), training=[{}] * 30, generated=[{}, {}], candidates=10)
     ids = tuple(f"t{i:05d}" for i in range(10))
     with pytest.raises(SettingsError, match="5 training images are in both"):
-        evaluate(ledger, "membership", PAPER, group=Group(ids=ids), held_out=Group(ids=ids[5:]))
+        evaluate(ledger, "membership", PAPER, group=Selection(ids=ids), held_out=Selection(ids=ids[5:]))
 
 
 # -- sensitivity, calibration, efficiency ------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_calibration_scales_scores_by_quality(tmp_path: Path, noise: Callable[..
     ledger = make(
         tmp_path, noise(20, 60), training=bad, generated=labelled(20, 1), candidates=30, quality=quality
     )
-    found = evaluate(ledger, "calibration", ValueFunction(k=5), group=Group(attribute="corrupted"))
+    found = evaluate(ledger, "quality-weighting", ValueFunction(k=5), group=Selection(attribute="corrupted"))
     means = {(row["contributor"], row["scores"]): row["mean"] for row in found["rows"]}
     plain = evidence.top_scores(ledger, ValueFunction(k=5, quality_weighted=False), 3)
     assert means[1, "with q"] == pytest.approx((plain[:, 0] * quality).mean())
@@ -302,7 +302,7 @@ def test_without_quality_there_is_nothing_to_calibrate(
 ) -> None:
     ledger = make(tmp_path, noise(2, 30), training=[{}] * 30, generated=[{}, {}], candidates=10)
     with pytest.raises(SettingsError, match="quality 'none'"):
-        evaluate(ledger, "calibration", PAPER)
+        evaluate(ledger, "quality-weighting", PAPER)
     with pytest.raises(SettingsError, match="no timings"):
         evaluate(ledger, "efficiency", PAPER)
 
@@ -424,7 +424,7 @@ def test_imported_shares_become_credit_in_proportion(workspace: Workspace, tmp_p
     )
     assert (made["generated_images"], made["matches"], made["dropped"]) == (2, 4, 1)
     theirs = Workspace(tmp_path / "theirs")
-    values = {row[1]: row[3] for row in theirs.credits("image").fetchall()}
+    values = {row[1]: row[4] for row in theirs.credits("image").fetchall()}
     assert len(values) == 30
     assert values["/data/t00000.png"] == pytest.approx(0.75)
     assert values["/data/t00001.png"] == pytest.approx(0.25 + 0.5)
@@ -446,7 +446,7 @@ def test_imported_scores_of_any_sign_and_distances(workspace: Workspace, tmp_pat
         ("distance", np.exp([2.0, -1.0, -0.5]) / np.exp([2.0, -1.0, -0.5]).sum()),
     ):
         workspace.import_scores(file, tmp_path / kind, score_type=kind)
-        values = {row[1]: row[3] for row in Workspace(tmp_path / kind).credits("image").fetchall()}
+        values = {row[1]: row[4] for row in Workspace(tmp_path / kind).credits("image").fetchall()}
         assert [values[f"/data/t0000{i}.png"] for i in (0, 1, 3)] == pytest.approx(expected.tolist())
     made = workspace.import_scores(file, tmp_path / "few", score_type="similarity", top_k=1)
     assert (made["matches"], made["dropped"]) == (1, 2)
@@ -487,11 +487,11 @@ def test_every_criterion_is_json_and_a_plot(tmp_path: Path, noise: Callable[...,
     with ledger.write() as con:
         con.execute("""INSERT INTO runs VALUES ('r', 'value', now(), now(), 1, '{}', '{}', '{"valued": 12}',
                     '{"recall": 1.0, "total": 2.0}', 'done')""")
-    group = Group(attribute="bad")
+    group = Selection(attribute="bad")
     options: dict[str, dict[str, Any]] = {
         "identical-class": {"ks": (5, 10)}, "attributes": {"names": ("hat", "label"), "combined": True},
         "ood": {"group": group}, "membership": {"group": group}, "sensitivity": {"sizes": (1, 5)},
-        "calibration": {"group": group},
+        "quality-weighting": {"group": group},
     }  # fmt: skip
     for criterion in CRITERIA:
         found = evaluate(ledger, criterion, PAPER, **options.get(criterion, {}))

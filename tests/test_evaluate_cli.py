@@ -65,7 +65,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "ood": ("--attribute", "corrupted"),
     "membership": ("--attribute", "trained", "--temperature", 0.01),
     "sensitivity": ("-m", 1, "-m", 10, "-k", 10),
-    "calibration": ("--attribute", "corrupted=1"),
+    "quality-weighting": ("--attribute", "corrupted=1"),
     "efficiency": (),
     "known-parents": ("--calibration", "default"),
 }

@@ -60,3 +60,18 @@ def test_the_contract(tmp_path: Path, call: Any) -> None:
     call("update")
     assert {row["owner"] for row in call("credits", "--by", "owner", "--json")} == {"Ada"}
     call("check")
+
+
+def test_every_command_is_in_the_list_of_verbs() -> None:
+    """Only what `gmv_qdrant.cli.main.SECTIONS` lists can be called and is in the help."""
+    from importlib import import_module
+    from pkgutil import iter_modules
+
+    import gmv_qdrant.cli
+    from gmv_qdrant.cli.main import VERBS
+
+    homes = {}
+    for room in iter_modules(gmv_qdrant.cli.__path__):
+        for command in getattr(import_module(f"gmv_qdrant.cli.{room.name}"), "COMMANDS", ()):
+            homes[command.name] = room.name
+    assert homes == VERBS

@@ -14,11 +14,12 @@ from gmv_qdrant.cli.options import (
     function_options,
     json_option,
     run_options,
+    selection_of,
+    selection_options,
     warn_if_stale,
     with_workspace,
 )
 from gmv_qdrant.cli.render import note, print_json, print_rows, show
-from gmv_qdrant.errors import SettingsError
 
 Command = Callable[..., Any]
 
@@ -55,37 +56,11 @@ def _ks(*default: int) -> Callable[[Command], Command]:
     )
 
 
-def _group_options(command: Command) -> Command:
-    """Which training images are meant."""
-    for option in reversed(
-        (
-            click.option(
-                "--attribute", metavar="NAME[=VALUE]", help="Those whose metadata says yes, or VALUE."
-            ),
-            click.option("--uri", metavar="PATTERN", help="Those whose URI is like this (* and ?)."),
-            click.option(
-                "--ids", type=_ids, help="Those that a file lists, one URI, file name or id a line."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _group(attribute: str | None, uri: str | None, ids: Path | None) -> Any:
-    from gmv_qdrant.evaluation.evidence import Group
-
-    return Group(attribute, uri, _lines(ids) if ids else ())
-
-
-def _lines(file: Path) -> tuple[str, ...]:
-    try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-    except UnicodeDecodeError:
-        raise SettingsError(f"{file} isn't a text file of names") from None
-    if not any(lines):
-        raise SettingsError(f"{file} lists no images")
-    return tuple(dict.fromkeys(line for line in lines if line))
+def _required(given: dict[str, Any]) -> Any:
+    selection = selection_of(given)
+    if selection is None:
+        raise click.UsageError("Say which training images are meant by --owner, --uri, --ids or --attribute.")
+    return selection
 
 
 def _answer(
@@ -137,34 +112,31 @@ def attributes(
 
 
 @evaluate.command()
-@_group_options
+@selection_options
 @_criterion
-def ood(workspace: Any, attribute: str | None, uri: str | None, ids: Path | None, **given: Any) -> None:
+def ood(workspace: Any, **given: Any) -> None:
     """C3: whether corrupted training images have the lowest values (Fig. 5).
 
-    Say which are corrupted by --attribute, --uri or --ids.
+    Say which are corrupted by --attribute, --uri, --ids or --owner.
     """
-    _answer(workspace, "ood", given, {"group": _group(attribute, uri, ids)})
+    _answer(workspace, "ood", given, {"group": _required(given)})
 
 
 @evaluate.command()
-@_group_options
-@click.option("--held-out", type=_ids, help="A file with the held-out ones.  [default: all others]")
+@selection_options
+@click.option(
+    "--held-out",
+    type=click.File(encoding="utf-8"),
+    help="A file with the held-out ones.  [default: all others]",
+)
 @_criterion
-def membership(
-    workspace: Any,
-    attribute: str | None,
-    uri: str | None,
-    ids: Path | None,
-    held_out: Path | None,
-    **given: Any,
-) -> None:
+def membership(workspace: Any, held_out: Any, **given: Any) -> None:
     """Whether images that a generator was trained on are worth more than images it never saw (App. D, Table 6).
 
-    Say which it was trained on by --attribute, --uri or --ids.
+    Say which it was trained on by --attribute, --uri, --ids or --owner.
     """
-    others = _group(None, None, held_out) if held_out else None
-    options = {"group": _group(attribute, uri, ids), "held_out": others}
+    nothing = {"owner": None, "uri": None, "attribute": None}
+    options = {"group": _required(given), "held_out": selection_of({**nothing, "ids": held_out})}
     _answer(workspace, "membership", given, options, ("test", "credit"))
 
 
@@ -190,19 +162,15 @@ def sensitivity(
     _answer(workspace, "sensitivity", given, options)
 
 
-@evaluate.command()
-@_group_options
+@evaluate.command("quality-weighting")
+@selection_options
 @_criterion
-def calibration(
-    workspace: Any, attribute: str | None, uri: str | None, ids: Path | None, **given: Any
-) -> None:
+def quality_weighting(workspace: Any, **given: Any) -> None:
     """Scores of the first contributors with and without quality (App. I, Figs. 8, 9).
 
-    With corrupted training images (--attribute, --uri or --ids), criterion C3 both ways.
+    With corrupted training images (--attribute, --uri, --ids or --owner), criterion C3 both ways.
     """
-    asked = attribute is not None or uri is not None or ids is not None
-    options = {"group": _group(attribute, uri, ids) if asked else None}
-    _answer(workspace, "calibration", given, options, ("ood_rows",))
+    _answer(workspace, "quality-weighting", given, {"group": selection_of(given)}, ("ood_rows",))
 
 
 @evaluate.command()

@@ -4,29 +4,93 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from gmv_qdrant.cli import STARTED, accounting, deployments, evaluation, models, pages, questions, runs, setup
+from gmv_qdrant.cli import STARTED
 from gmv_qdrant.cli.interrupts import INTERRUPTED, watched
 from gmv_qdrant.cli.options import Session, common_options
-from gmv_qdrant.cli.render import flush, forget_stdout, warn
 from gmv_qdrant.errors import GmvError, did_you_mean
+
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "A workspace": {
+        "init": ("setup", "Make a workspace: settings, and an empty ledger."),
+        "demo": ("setup", "The whole way on real images, in a minute, with nothing downloaded."),
+        "status": ("setup", "What the workspace holds, what is quantized, what is stale."),
+    },
+    "The main job": {
+        "ingest": ("runs", "Take in training images: folders, files, Parquet, tars, hf://NAME."),
+        "value": ("runs", "Value generated images: find the training images they resemble most."),
+        "update": ("runs", "Make all credits exact again after the training set has changed."),
+        "withdraw": ("runs", "Take training images out, and all that follows from them."),
+        "erase": ("runs", "Take what was withdrawn off the disk, and prove it."),
+        "check": ("runs", "Prove that ledger and store agree, and that the credits add up."),
+    },
+    "Questions": {
+        "credits": ("questions", "Who earned how much: by owner, label, any attribute, or image by image."),
+        "explain": ("questions", "A generated image's contributors, or a training image's beneficiaries."),
+        "sql": ("questions", "Any SELECT over the ledger, its tables and value functions."),
+        "export": ("questions", "Write values, contributions, sources and generated images to files."),
+        "report": ("pages", "One self-contained HTML file: credits, intervals, pictures, provenance."),
+        "serve": ("pages", "The same as local pages: browse, sort, filter, drop an image."),
+    },
+    "Evaluation": {
+        "calibrate": ("evaluation", "Fit the temperature on transformed training images."),
+        "evaluate": (
+            "evaluation",
+            "The paper's criteria, and known parents, on the images of this workspace.",
+        ),
+        "import-scores": (
+            "evaluation",
+            "Scores of another attribution method, to credit and evaluate beside ours.",
+        ),
+    },
+    "Money": {
+        "payout": ("accounting", "Share a budget by credit, exact to the smallest unit."),
+        "verify": ("accounting", "Whether every recorded payout is what was written."),
+        "statement": (
+            "accounting",
+            "What an owner earned by a recorded payout, how sure that is, by which images.",
+        ),
+        "statements": ("accounting", "The statements of everybody in a recorded payout."),
+    },
+    "The Qdrant and the models you have": {
+        "adopt": ("deployments", "Use a collection that is there already as the training set."),
+        "models": ("models", "What encoders, distances and quality metrics need on disk."),
+    },
+}
+"""The verbs in the order of a user's day: the file each is in, and what it does. Only the one asked for is imported."""
+VERBS = {name: home for verbs in SECTIONS.values() for name, (home, _) in verbs.items()}
 
 
 class _Verbs(click.Group):
-    """Verbs in the order of a user's day, not of the alphabet; a misspelt one is answered with the near one."""
+    """The verbs, each imported when it is asked for; a misspelt one is answered with the near one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in VERBS:
+            room = import_module(f"gmv_qdrant.cli.{VERBS[cmd_name]}")
+            command = next(one for one in room.COMMANDS if one.name == cmd_name)
+            for _, each in every_command(command):
+                each.params = [*each.params, *common_options(hidden=True)]
+            self.add_command(command)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, about) for name, (_, about) in verbs.items()], col_max=14)
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         sys.exit(_run(self, args, **{name: value for name, value in extra.items() if name == "color"}))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if (name := args[0]) not in self.commands and not name.startswith("-"):
-            ctx.fail(f"There is no command {name!r}{did_you_mean(name, self.commands)}.")
+        if (name := args[0]) not in VERBS and not name.startswith("-"):
+            ctx.fail(f"There is no command {name!r}{did_you_mean(name, VERBS)}.")
         return super().resolve_command(ctx, args)
 
 
@@ -49,15 +113,13 @@ def every_command(command: click.Command, path: str = "") -> Iterator[tuple[str,
     """A command and all under it, with their names."""
     yield path, command
     if isinstance(command, click.Group):
-        for name, child in command.commands.items():
-            yield from every_command(child, f"{path} {name}".strip())
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            if child := command.get_command(context, name):
+                yield from every_command(child, f"{path} {name}".strip())
 
 
-for room in (setup, runs, questions, pages, evaluation, accounting, deployments, models):
-    for one in room.COMMANDS:
-        cli.add_command(one)
-for name_, command_ in every_command(cli):
-    command_.params = [*command_.params, *common_options(hidden=bool(name_))]
+cli.params = [*cli.params, *common_options()]
 
 
 def farewell(session: Session) -> str:
@@ -78,7 +140,7 @@ def _run(command: click.Command, arguments: Sequence[str] | None, **extra: Any) 
             code = click.Group.main(
                 command, arguments, "gmv-qdrant", standalone_mode=False, obj=session, **extra
             )
-            flush()
+            _render().flush()
             return int(code or 0)
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -86,16 +148,21 @@ def _run(command: click.Command, arguments: Sequence[str] | None, **extra: Any) 
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        warn(f"\n{farewell(session)}")
+        _render().warn(f"\n{farewell(session)}")
         return INTERRUPTED
     except BrokenPipeError:  # who read the answer has seen enough
-        forget_stdout()
+        _render().forget_stdout()
         return 1
     except Exception as error:
         if session.debug:
             raise
-        warn(f"error: {_sentence(error)}")
+        _render().warn(f"error: {_sentence(error)}")
         return 1
+
+
+def _render() -> Any:
+    """Imported when something is to be said: ``--help`` needs nothing of it."""
+    return import_module("gmv_qdrant.cli.render")
 
 
 def _sentence(error: Exception) -> str:

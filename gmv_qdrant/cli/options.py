@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gmv_qdrant.cli.render import FORMS, messages, note, on_terminal
-
 if TYPE_CHECKING:
+    from gmv_qdrant.ledger.selection import Selection
     from gmv_qdrant.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FORMS = ("table", "csv", "json", "parquet", "md")
+"""What an answer may look like."""
 
 preset_option = click.option(
     "--preset",
@@ -25,17 +26,19 @@ preset_option = click.option(
 )
 
 
-@dataclass
 class Session:
-    """One call of the program: what stands before or after any verb."""
+    """One call of the program: what stands before or after any verb.
 
-    given: Path | None = None
-    """The workspace, where one was named."""
-    debug: bool = False
-    verb: str = ""
-    writes: bool = False
-    """The verb is a run: what it did so far is kept when it is interrupted."""
-    started: float = 0.0
+    given: the workspace, where one was named. writes: the verb is a run, and what it did so far is kept when it is
+    interrupted. started: as `time.monotonic` says it.
+    """
+
+    def __init__(self, started: float = 0.0) -> None:
+        self.given: Path | None = None
+        self.debug = False
+        self.verb = ""
+        self.writes = False
+        self.started = started
 
     @property
     def workspace(self) -> Path:
@@ -62,11 +65,15 @@ def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 def _quiet(_: click.Context, __: click.Parameter, value: bool) -> None:
     if value:
+        from gmv_qdrant.cli.render import messages
+
         messages.quiet = True
 
 
 def _verbose(_: click.Context, __: click.Parameter, value: bool) -> None:
     if value:
+        from gmv_qdrant.cli.render import messages
+
         messages.verbose = True
 
 
@@ -120,6 +127,8 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
     def called(*args: Any, as_json: bool, form: str | None, **options: Any) -> None:
         if as_json and form not in (None, "json"):
             raise click.UsageError(f"Give --json or --format {form}, not both.")
+        from gmv_qdrant.cli.render import on_terminal
+
         usual = "table" if on_terminal() else "csv"
         command(*args, form="json" if as_json else form or usual, **options)
 
@@ -171,6 +180,47 @@ def function_of(options: dict[str, Any]) -> dict[str, Any]:
         "quality_weighted": not options["no_quality"],
         "batch": options["batch"],
     }
+
+
+def selection_options(command: F) -> F:
+    """Which training images are meant; the command gets them through `selection_of`."""
+    for option in reversed(
+        (
+            click.option("--owner", help="Those of this owner."),
+            click.option(
+                "--uri", metavar="PATTERN", help="Those whose URI matches: * and ? stand for any characters."
+            ),
+            click.option(
+                "--ids",
+                type=click.File(encoding="utf-8"),
+                help="Those in a file (- is stdin): a URI, file name, id or SHA-256 on each line.",
+            ),
+            click.option(
+                "--attribute",
+                metavar="FIELD[=VALUE]",
+                help="Those whose metadata has this value; or says yes.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def selection_of(options: dict[str, Any]) -> Selection | None:
+    """Takes the options of `selection_options` away; None where none was given."""
+    from gmv_qdrant.errors import SettingsError
+    from gmv_qdrant.ledger.selection import Selection, lines
+
+    given = {name: options.pop(name) for name in ("owner", "uri", "ids", "attribute")}
+    if sum(value is not None for value in given.values()) > 1:
+        raise click.UsageError("Give one of --owner, --uri, --ids and --attribute.")
+    if (file := given["ids"]) is not None:
+        try:
+            given["ids"] = lines(file.read(), file.name)
+        except UnicodeDecodeError:
+            raise SettingsError(f"{file.name} isn't a text file of names") from None
+    asked = {name: value for name, value in given.items() if value is not None}
+    return Selection(**asked) if asked else None
 
 
 rule_option = click.option(
@@ -272,6 +322,8 @@ def progress(session: Session) -> Any:
 
 
 def warn_if_stale(workspace: Workspace) -> None:
+    from gmv_qdrant.cli.render import note
+
     if stale := workspace.stale():
         note(
             f"{stale:,} generated images were valued against another training set than today's: "

@@ -13,10 +13,12 @@ from gmv_qdrant.cli.options import (
     function_options,
     json_option,
     rule_option,
+    selection_of,
+    selection_options,
     warn_if_stale,
     with_workspace,
 )
-from gmv_qdrant.cli.render import note, print_json, rows, show
+from gmv_qdrant.cli.render import note, print_json, rows, show, write
 
 
 @click.command()
@@ -29,14 +31,19 @@ from gmv_qdrant.cli.render import note, print_json, rows, show
     "--interval", type=float, help="Add an interval of so many percent, say 95: columns low and high."
 )
 @click.option("--top", type=click.IntRange(min=1), help="Only the largest.")
+@selection_options
 @answer_options
 @with_workspace
 def credits(
     workspace: Any, by: str, top: int | None, rule: str, interval: float | None, form: str, **options: Any
 ) -> None:
-    """Who earned how much: values summed by owner, label, any attribute, or image by image."""
+    """Who earned how much: values summed by owner, label, any attribute, or image by image.
+
+    --owner, --uri, --ids and --attribute choose among images, with --by image.
+    """
+    selection = selection_of(options)
     function = function_of(options)
-    relation = workspace.credits(by, top=top, rule=rule, interval=interval, **function)
+    relation = workspace.credits(by, top=top, rule=rule, interval=interval, select=selection, **function)
     warn_if_stale(workspace)
     show(relation, form, title=f"credits by {by}")
     if form != "table":
@@ -55,44 +62,63 @@ def credits(
 
 @click.command()
 @click.argument("image", required=False)
-@click.option("--owner", metavar="NAME", help="Instead of IMAGE: which images earn an owner what she gets.")
-@click.option("--payout", metavar="ID", help="With --owner: by the evidence of a recorded payout.")
+@click.option(
+    "--payout", metavar="ID", help="With --owner and no IMAGE: by the evidence of a recorded payout."
+)
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write a contact sheet, PNG."
 )
+@click.option("--training", is_flag=True, help="The training image, where a generated one has the same name.")
 @function_options
+@selection_options
 @answer_options
 @with_workspace
 def explain(
     workspace: Any,
     image: str | None,
-    owner: str | None,
     payout: str | None,
     picture: Path | None,
+    training: bool,
     form: str,
     **options: Any,
 ) -> None:
     """A generated image's contributors, a training image's beneficiaries, or why an owner gets what she gets.
 
-    IMAGE is a path, a file name or an id.
+    IMAGE is a path, a file name, an id or a SHA-256. Where it was valued in several batches, --batch says which.
+    --owner, --uri, --ids and --attribute show only some of the contributors. --owner without IMAGE shows which images
+    earn an owner what she gets.
     """
-    if (image is None) == (owner is None) or (payout and owner is None):
-        raise click.UsageError("Give IMAGE, or --owner NAME [--payout ID].")
+    selection = selection_of(options)
     if image is None:
-        relation = workspace.explain_owner(owner, payout=payout)
-        found = rows(relation)
-        document = {"owner": owner, "images": found}
-        show(
-            found, form, columns=relation.columns, title=f"images that earn {owner} credit", document=document
-        )
+        if selection is None or selection.owner is None:
+            raise click.UsageError("Give IMAGE, or --owner NAME [--payout ID].")
+        _explain_owner(workspace, selection.owner, payout, form)
         return
-    kind, relation = workspace.explain(image, **function_of(options))
+    if payout is not None:
+        raise click.UsageError("--payout goes with --owner, without IMAGE.")
+    function = function_of(options)
+    found = workspace.explain(image, training=training, select=selection, **function)
     if picture:
-        note(f"wrote {workspace.picture(image, picture, **function_of(options))}")
+        note(f"wrote {workspace.picture(image, picture, training=training, **function)}")
+    kind, matches, owners = found.image.kind, rows(found.matches), rows(found.owners)
     title = "contributors of the generated image" if kind == "generated" else "generated images that credit"
+    document = {"image": found.image.uri, "kind": kind, "matches": matches, "owners": owners}
+    show(matches, form, columns=found.matches.columns, title=f"{title} {found.image.uri}", document=document)
+    if form in ("table", "md"):
+        write("\n")
+        show(owners, form, columns=found.owners.columns, title="by owner")
+
+
+def _explain_owner(workspace: Any, owner: str, payout: str | None, form: str) -> None:
+    relation = workspace.explain_owner(owner, payout=payout)
     found = rows(relation)
-    document = {"image": image, "kind": kind, "matches": found}
-    show(found, form, columns=relation.columns, title=f"{title} {image}", document=document)
+    show(
+        found,
+        form,
+        columns=relation.columns,
+        title=f"images that earn {owner} credit",
+        document={"owner": owner, "images": found},
+    )
 
 
 @click.command()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import csv
-import datetime
-import io
 import json
 import math
 import os
@@ -14,7 +10,6 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from gmv_qdrant.errors import GmvError
@@ -23,7 +18,6 @@ from gmv_qdrant.text import harmless_cell, printable, shortened, width
 if TYPE_CHECKING:
     from gmv_qdrant.workspace import Relation
 
-FORMS = ("table", "csv", "json", "parquet", "md")
 MOST_ROWS = 50
 """Rows of a table on a terminal; other forms, ``--top`` and files give all."""
 _NARROWEST = 12
@@ -139,7 +133,7 @@ def show(
     document: Any = None,
     grouped: bool = True,
 ) -> None:
-    """An answer in one of `FORMS`: rows, or a relation of them.
+    """An answer in one of the forms of ``--format``: rows, or a relation of them.
 
     document: what JSON shows in the place of rows. grouped: thousands apart, in tables for people.
     """
@@ -184,6 +178,10 @@ def _key(name: Any) -> Any:
 
 def _worded(value: Any) -> Any:
     """Of a value that JSON and CSV have no form for: a number where that is exact, else text."""
+    import base64
+    import datetime
+    from decimal import Decimal
+
     if isinstance(value, Decimal):
         number = int(value) if value == value.to_integral_value() else float(value)
         return number if value.is_finite() and Decimal(str(number)) == value else str(value)
@@ -194,6 +192,9 @@ def _worded(value: Any) -> Any:
 
 def _csv(found: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     """Every digit, ``true`` and ``false``, lists and structures as JSON; control characters are written out."""
+    import csv
+    import io
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_csv_cell(name) for name in columns])
@@ -225,6 +226,8 @@ def _markdown(found: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _write_parquet(found: Sequence[dict[str, Any]] | Relation) -> None:
+    import io
+
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -289,6 +292,8 @@ def _fitted(
 
 
 def _numeric(found: Sequence[dict[str, Any]], columns: Sequence[str]) -> set[str]:
+    from decimal import Decimal
+
     kinds = int | float | Decimal | None
     return {name for name in columns if all(isinstance(row[name], kinds) for row in found)}
 

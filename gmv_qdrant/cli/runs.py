@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import Session, engine_options, run_options, warn_if_stale, with_workspace
+from gmv_qdrant.cli.options import (
+    Session,
+    engine_options,
+    run_options,
+    selection_of,
+    selection_options,
+    warn_if_stale,
+    with_workspace,
+)
 from gmv_qdrant.cli.render import note, print_json, print_summary, warn
 
 
@@ -113,37 +121,28 @@ def update(workspace: Any, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--owner", help="All images of this owner.")
-@click.option("--uri", help="Images whose path matches; * and ? stand for any characters.")
-@click.option(
-    "--ids",
-    type=click.File(encoding="utf-8"),
-    help="A file (- is stdin) with an id, SHA-256 or path on each line.",
-)
+@selection_options
 @click.option("--dry-run", is_flag=True, help="Only count what would go.")
 @update_option
 @run_options
 @with_workspace
-def withdraw(
-    workspace: Any,
-    owner: str | None,
-    uri: str | None,
-    ids: Any,
-    dry_run: bool,
-    update: bool,
-    as_json: bool,
-) -> None:
+def withdraw(workspace: Any, dry_run: bool, update: bool, as_json: bool, **options: Any) -> None:
     """Take training images out, and all that follows from them.
 
     An image that other sources bring, too, stays, and its credit is theirs. What stays of one that goes is its
     hash, so that it isn't taken in again by accident, and the date. erase takes its bytes off the disk, too.
     """
-    if (owner is not None) + (uri is not None) + (ids is not None) != 1:
-        raise click.UsageError("Give exactly one of --owner, --uri and --ids.")
-    names = [line.strip() for line in ids if line.strip()] if ids else []
-    if ids and not names:
-        raise click.UsageError("The file of --ids names no image.")
-    summary = workspace.withdraw(owner=owner, uri=uri, ids=names, dry_run=dry_run, update=update)
+    chosen = selection_of(options)
+    if chosen is None:
+        raise click.UsageError("Give one of --owner, --uri, --ids and --attribute.")
+    summary = workspace.withdraw(
+        owner=chosen.owner,
+        uri=chosen.uri,
+        ids=chosen.ids,
+        attribute=chosen.attribute,
+        dry_run=dry_run,
+        update=update,
+    )
     if as_json:
         print_json(summary)
     elif dry_run:

@@ -20,9 +20,10 @@ from gmv_qdrant.deployments.encoder_check import EncoderCheck, Stored, check_enc
 from gmv_qdrant.deployments.payload_fields import Fields
 from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
 from gmv_qdrant.ledger.database import Connection, insert
+from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.recovery import remove_images
-from gmv_qdrant.pipeline.withdraw import Selection, cut_short, preview, take_out
+from gmv_qdrant.pipeline.withdraw import cut_short, preview, take_out
 from gmv_qdrant.vectors.protocol import Point, VectorStore, parse_point_id
 from gmv_qdrant.vectors.server.store import ServerStore
 

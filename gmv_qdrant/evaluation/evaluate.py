@@ -15,10 +15,10 @@ import numpy as np
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation import criteria, evidence
 from gmv_qdrant.evaluation.criteria import Figures
-from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.parents import known_parents, parent_figures
 from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import ValueFunction, counts, value_function
+from gmv_qdrant.ledger.selection import Selection
 
 KS = (30, 50, 100)
 """k of Tables 2 and 7."""
@@ -67,14 +67,14 @@ def _ks(ks: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(ks)))
 
 
-def ood(ledger: Readable, function: ValueFunction, *, group: Group) -> Figures:
+def ood(ledger: Readable, function: ValueFunction, *, group: Selection) -> Figures:
     """C3: whether the training images of ``group`` (corrupted ones) have the lowest values (Fig. 5)."""
     values = evidence.values(ledger, function)
     return criteria.out_of_distribution(values, evidence.members(ledger, values.keys, group))
 
 
 def membership(
-    ledger: Readable, function: ValueFunction, *, group: Group, held_out: Group | None = None
+    ledger: Readable, function: ValueFunction, *, group: Selection, held_out: Selection | None = None
 ) -> Figures:
     """App. D: whether the images of ``group``, that a generator was trained on, are worth more than held-out
     ones (Table 6).
@@ -123,7 +123,9 @@ def sensitivity(
     return {"k": k, "label": label, **criteria.sensitivity(rates, sorted(set(sizes)), repeats, seed)}
 
 
-def calibration(ledger: Readable, function: ValueFunction, *, group: Group | None = None) -> Figures:
+def quality_weighting(
+    ledger: Readable, function: ValueFunction, *, group: Selection | None = None
+) -> Figures:
     """App. I: scores of the first three contributors with and without q (Fig. 8), and C3 both ways (Fig. 9).
 
     group: the corrupted training images; None leaves C3 out.
@@ -189,7 +191,7 @@ CRITERIA: dict[str, Callable[..., Figures]] = {
     "ood": ood,
     "membership": membership,
     "sensitivity": sensitivity,
-    "calibration": calibration,
+    "quality-weighting": quality_weighting,
     "efficiency": efficiency,
     "known-parents": parents,
 }

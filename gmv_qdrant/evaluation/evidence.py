@@ -12,6 +12,7 @@ import pyarrow as pa
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.ledger.database import Readable, literal
 from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.selection import Selection
 
 TRUE = "('1', '1.0', 'true', 't', 'yes', 'y')"
 """What counts as yes in an attribute, whatever its case."""
@@ -99,23 +100,6 @@ def agreement(ledger: Readable, fields: Sequence[str], ks: Sequence[int], batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Some of the training images: exactly one of the three says which.
-
-    attribute: ``NAME`` (its value means yes) or ``NAME=VALUE``. uri: a pattern with ``*`` and ``?``. ids: URIs, file
-    names, ids or content hashes.
-    """
-
-    attribute: str | None = None
-    uri: str | None = None
-    ids: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if sum((self.attribute is not None, self.uri is not None, bool(self.ids))) != 1:
-            raise SettingsError("say which training images are meant by one of attribute, uri or ids")
-
-
-@dataclass(frozen=True, slots=True)
 class Values:
     """One row for each training image, in order of its key.
 
@@ -145,79 +129,12 @@ def values(ledger: Readable, function: ValueFunction) -> Values:
     return found
 
 
-def members(ledger: Readable, keys: np.ndarray, group: Group) -> np.ndarray:
+def members(ledger: Readable, keys: np.ndarray, group: Selection) -> np.ndarray:
     """bool: which of the training images with these (ascending) keys belong to a group.
 
     Raises `SettingsError` when none does, or for a name that no training image has.
     """
-    if group.attribute is not None:
-        found = _by_attribute(ledger, group.attribute)
-    elif group.uri is not None:
-        found = ledger.query(
-            "SELECT DISTINCT training_key AS key FROM sources WHERE uri GLOB $pattern", {"pattern": group.uri}
-        )
-        if not found.num_rows:
-            raise SettingsError(f"no training image's URI is like {group.uri!r}")
-    else:
-        found = pa.table({"key": list(resolve(ledger, group.ids).values())})
-    return np.isin(keys, found["key"].to_numpy())
-
-
-def _by_attribute(ledger: Readable, text: str) -> pa.Table:
-    name, given, wanted = text.partition("=")
-    own = "label" if name == "label" else f"json_extract_string(attributes, {literal(_path(name))})"
-    rule = f"= {literal(wanted)}" if given else f"IN {TRUE}"
-    test = f"{own} {rule}" if given else f"lower({own}) {rule}"
-    found = ledger.query(f"SELECT DISTINCT training_key AS key FROM sources WHERE {test}")
-    if found.num_rows:
-        return found
-    seen = ledger.query(
-        f"SELECT DISTINCT {own} AS own FROM sources WHERE {own} IS NOT NULL ORDER BY own LIMIT 6"
-    )
-    kinds = ", ".join(map(repr, seen["own"].to_pylist()))
-    have = (
-        f"its values are {kinds}: give {name}=VALUE" if kinds else "no training image has it in its metadata"
-    )
-    raise SettingsError(f"the attribute {text!r} picks no training image: {have}")
-
-
-def resolve(ledger: Readable, names: Sequence[str], kind: str = "training") -> dict[str, int]:
-    """Key of the training (or generated) image that goes by each name: URI, end of a URI, id or content hash.
-
-    Raises `SettingsError` for names that nothing, or more than one image, goes by.
-    """
-    of = {
-        "training": """SELECT t.training_key AS key, t.point_id, t.content_hash, s.uri
-            FROM training t JOIN sources s USING (training_key) WHERE t.version_withdrawn IS NULL""",
-        "generated": "SELECT generated_key AS key, point_id, content_hash, uri FROM generated",
-    }[kind]
-    table = ledger.query(
-        f"""
-        WITH known AS ({of}), exact AS (
-            SELECT name, key FROM wanted JOIN known ON name = uri
-            UNION SELECT name, key FROM wanted JOIN known ON name = point_id
-            UNION SELECT name, key FROM wanted JOIN known ON name = content_hash
-        ), ending AS (
-            SELECT name, key FROM wanted JOIN known
-            ON regexp_extract(uri, '[^/]*$') = regexp_extract(name, '[^/]*$') AND ends_with(uri, '/' || name)
-            WHERE name NOT IN (SELECT name FROM exact)
-        )
-        SELECT name, min(key) AS key, count(DISTINCT key) AS images
-        FROM (FROM exact UNION ALL FROM ending) GROUP BY name""",
-        wanted=pa.table({"name": pa.array(sorted(set(names)), pa.string())}),
-    )
-    rows = {row["name"]: row for row in table.to_pylist()}
-    if unknown := [name for name in names if name not in rows]:
-        raise SettingsError(
-            f"no {kind} image is called {unknown[0]!r}"
-            + (f", nor are {len(set(unknown)) - 1} others" if len(set(unknown)) > 1 else "")
-            + ": give the path, file name or id that it has in this workspace"
-        )
-    if several := [name for name, row in rows.items() if row["images"] > 1]:
-        raise SettingsError(
-            f"{rows[several[0]]['images']} {kind} images are called {several[0]!r}: give the whole URI or the id"
-        )
-    return {name: int(row["key"]) for name, row in rows.items()}
+    return np.isin(keys, np.array(group.keys(ledger), np.int64))
 
 
 # -- contributions -----------------------------------------------------------------------------------

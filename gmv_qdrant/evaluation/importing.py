@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from gmv_qdrant import folder
 from gmv_qdrant.errors import FingerprintMismatch, SettingsError, SourceError
-from gmv_qdrant.evaluation.evidence import resolve
 from gmv_qdrant.ledger.database import Ledger, Readable, insert
+from gmv_qdrant.ledger.names import find_images
 from gmv_qdrant.ledger.runs import recorded
 from gmv_qdrant.settings import Settings
 
@@ -120,7 +120,7 @@ def _keys(ledger: Readable, names: pa.ChunkedArray, kind: str) -> np.ndarray:
     if encoded.null_count:
         raise SettingsError(f"a row of the file names no {kind} image")
     distinct = encoded.dictionary.to_pylist()
-    found = resolve(ledger, distinct, kind)
+    found = find_images(ledger, distinct, kind)
     keys: np.ndarray = np.array([found[name] for name in distinct], dtype=np.int64)[
         encoded.indices.to_numpy()
     ]

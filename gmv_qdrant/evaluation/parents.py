@@ -15,8 +15,8 @@ import numpy as np
 
 from gmv_qdrant import method
 from gmv_qdrant.errors import SettingsError
-from gmv_qdrant.evaluation.evidence import resolve
 from gmv_qdrant.ledger.database import Readable, literal
+from gmv_qdrant.ledger.names import find_images
 
 _COLUMN = re.compile(r"(parent|weight)(\d*)")
 
@@ -97,7 +97,7 @@ def known_parents(ledger: Readable, batch: str | None) -> KnownParents:
             f"none of the {len(rows):,} generated images says what it was made from: give the columns parent, parent2 "
             "(and weight, weight2) in the metadata.csv beside them and value them again"
         )
-    key_of = resolve(ledger, sorted({name for named in truth.values() for name, _ in named}))
+    key_of = find_images(ledger, sorted({name for named in truth.values() for name, _ in named}))
     evidence = ledger.query(
         f"""SELECT generated_key, list(training_key ORDER BY rank) AS keys, list(distance ORDER BY rank) AS distances,
         list(view ORDER BY rank) AS views

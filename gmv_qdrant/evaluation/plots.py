@@ -162,7 +162,7 @@ _DRAW: dict[str, Callable[[Any, Figures], None]] = {
     "ood": _ranks,
     "membership": _groups,
     "sensitivity": _spread,
-    "calibration": _scores,
+    "quality-weighting": _scores,
     "efficiency": _seconds,
     "known-parents": _parents,
 }

@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
+from gmv_qdrant.errors import SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Readable, literal
+from gmv_qdrant.ledger.names import require_batch
+from gmv_qdrant.ledger.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def value_function(ledger: Readable, *, calibration: str | None = None, **fields
     given = {name: value for name, value in fields.items() if value is not None or name == "k"}
     if "k" not in given and (calibration == LOSS or "imported" in ledger.meta()):
         given["k"] = None
+    if "batch" in given:
+        require_batch(ledger, given["batch"])
     if calibration is None:
         return ValueFunction(**given)
     if {"temperature", "null_distance", "relative"} & given.keys():
@@ -116,17 +120,26 @@ def credits(
     top: int | None,
     rule: str = "shares",
     interval: float | None = None,
+    selection: Selection | None = None,
 ) -> pa.Table:
-    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence`` or any attribute, largest first.
+    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence``, ``batch`` (of the generated images) or
+    any attribute, largest first.
 
     rule: one of `RULES`. interval: percent of a bootstrap interval, which adds the columns ``low`` and ``high``.
+    selection: only these images, of credits by image.
     """
     if rule not in RULES:
-        raise SettingsError(f"there is no value function {rule!r}: choose one of {', '.join(RULES)}")
+        raise SettingsError(
+            f"there is no rule {rule!r}{did_you_mean(rule, RULES)}: choose one of {', '.join(RULES)}"
+        )
     if (rule == "knn-shapley" and by != "image") or (rule == "owner-shapley" and by == "image"):
         other = "images" if rule == "knn-shapley" else "owners and other groups, not images"
         raise SettingsError(f"{rule} values {other}, so it can't be asked by {by}")
-    if interval is not None and (rule != "shares" or by == "image"):
+    if rule != "shares" and by == "batch":
+        raise SettingsError(
+            f"the rule {rule} divides credit among training images, so it can't be asked by batch"
+        )
+    if interval is not None and (rule != "shares" or by in ("image", "batch")):
         raise SettingsError("intervals are given for credits of groups by the rule 'shares' only")
     if interval is not None and not 50 <= interval < 100:
         raise SettingsError(
@@ -135,12 +148,30 @@ def credits(
     limit = f" LIMIT {int(top)}" if top is not None else ""
     if by == "image":
         macro = "image_values" if rule == "shares" else "knn_shapley"
+        which = "" if selection is None else "WHERE training_key IN (SELECT unnest($keys::INTEGER[]))"
         return ledger.query(
-            f"""SELECT point_id AS image, uri, label, value, matches FROM {macro}({function.sql()})
-            ORDER BY value DESC, point_id{limit}"""
+            f"""SELECT v.point_id AS image, v.uri, o.owner, v.label, v.value, v.matches FROM {macro}({function.sql()}) v
+            LEFT JOIN (SELECT training_key, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner FROM sources
+                       GROUP BY training_key) o USING (training_key)
+            {which} ORDER BY v.value DESC, v.point_id{limit}""",
+            {} if selection is None else {"keys": selection.keys(ledger)},
+        )
+    if selection is not None:
+        raise SettingsError(f"some training images are chosen for credits by image, not by {by}")
+    if by == "batch":
+        return ledger.query(
+            f"""WITH earned AS (
+                SELECT batch, _gmv_floating(sum(_gmv_fixed(contribution))) AS value, count(*) AS matches
+                FROM contributions({function.sql()}) JOIN generated g USING (generated_key) GROUP BY batch
+            ), batches AS (
+                SELECT batch, count(*) AS images
+                FROM _gmv_credited({literal(function.batch)}) JOIN generated USING (generated_key) GROUP BY batch)
+            SELECT batch, coalesce(value, 0.0) AS value, coalesce(value, 0.0) / nullif(sum(value) OVER (), 0) AS share,
+                   images, coalesce(matches, 0) AS matches
+            FROM batches LEFT JOIN earned USING (batch) ORDER BY value DESC, batch{limit}"""
         )
     if by not in ("owner", "label", "licence") and not has_attribute(ledger, by):
-        known = ["image", "owner", "label", "licence", *attribute_names(ledger)]
+        known = ["image", "owner", "label", "licence", "batch", *attribute_names(ledger)]
         raise SettingsError(
             f"no training image has the attribute {by!r}{did_you_mean(by, known)}: credits go by {', '.join(known)}"
         )
@@ -252,56 +283,6 @@ def last_runs(ledger: Readable, most: int = 5) -> list[dict[str, Any]]:
         {"most": most},
     )
     return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows.to_pylist()]
-
-
-def find(ledger: Readable, image: str) -> tuple[str, int]:
-    """``("generated", key)`` or ``("training", key)`` of an image named by URI, file name or id.
-
-    Raises `LedgerError` when no image, or more than one, goes by that name.
-    """
-    found = ledger.query(
-        """
-        SELECT DISTINCT kind, key, uri FROM (
-            SELECT 'generated' AS kind, generated_key AS key, uri, point_id FROM generated
-            UNION ALL SELECT 'training', training_key, uri, point_id FROM sources JOIN training USING (training_key)
-            WHERE version_withdrawn IS NULL)
-        WHERE uri = $image OR point_id = $image OR ends_with(uri, '/' || $image)
-        ORDER BY uri = $image DESC, kind, uri
-        """,
-        {"image": image},
-    ).to_pylist()
-    exact = [row for row in found if row["uri"] == image] or found
-    if not exact:
-        raise LedgerError(
-            f"no training or generated image is called {image!r}: give its path, file name or id"
-        )
-    if len({(row["kind"], row["key"]) for row in exact}) > 1:
-        names = ", ".join(f"{row['uri']} ({row['kind']})" for row in exact[:5])
-        raise LedgerError(f"{len(exact)} images are called {image!r}: give one of {names}")
-    return str(exact[0]["kind"]), int(exact[0]["key"])
-
-
-def explain(ledger: Readable, image: str, function: ValueFunction) -> tuple[str, pa.Table]:
-    """``("generated", contributors)`` or ``("training", beneficiaries)`` of an image that `find` finds."""
-    kind, key = find(ledger, image)
-    if kind == "generated":
-        return kind, ledger.query(
-            f"""
-            SELECT c.rank, min(s.uri) AS uri, string_agg(DISTINCT s.owner, ', ' ORDER BY s.owner) AS owner,
-                   min(s.label) AS label, c.distance, c.contribution
-            FROM contributions({function.sql()}) c JOIN sources s USING (training_key)
-            WHERE c.generated_key = $key GROUP BY ALL ORDER BY c.rank
-            """,
-            {"key": key},
-        )
-    return kind, ledger.query(
-        f"""
-        SELECT g.uri, g.batch, c.rank, c.distance, c.quality, c.contribution
-        FROM contributions({function.sql()}) c JOIN generated g USING (generated_key)
-        WHERE c.training_key = $key ORDER BY c.contribution DESC, g.uri
-        """,
-        {"key": key},
-    )
 
 
 EXPORTS = {

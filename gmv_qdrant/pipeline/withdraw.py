@@ -8,86 +8,25 @@ with `erase`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.ledger.candidates import rearrange
 from gmv_qdrant.ledger.database import Connection, Ledger, Readable, utc_now
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.ledger.selection import STAYING, Selection, select
 from gmv_qdrant.pipeline.erase import Traces
 from gmv_qdrant.pipeline.nearness import blocks_of, nearer
 from gmv_qdrant.pipeline.recovery import remove_images, rename_points
 from gmv_qdrant.pipeline.spaces import Spaces
 from gmv_qdrant.vectors.protocol import parse_point_id
 
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which sources to withdraw: by owner, by a URI pattern with ``*`` and ``?``, or by ids."""
-
-    owner: str | None = None
-    uri: str | None = None
-    ids: tuple[str, ...] = ()
-    """Point ids, content hashes or URIs."""
-
-    def __post_init__(self) -> None:
-        if (self.owner is not None) + (self.uri is not None) + bool(self.ids) != 1:
-            raise SettingsError("name what to withdraw by exactly one of owner, URI pattern and ids")
-
-    @property
-    def by(self) -> str:
-        """What tombstones keep: the name of an owner or a file isn't among it."""
-        return "owner" if self.owner is not None else "uri" if self.uri is not None else "ids"
-
-    def describe(self) -> str:
-        return (
-            f"owner {self.owner}" if self.owner else f"uri {self.uri}" if self.uri else f"{len(self.ids)} ids"
-        )
-
-    def select(self, con: Connection) -> None:
-        """Make the temporary tables ``leaving`` (sources) and ``gone`` (images that lose their last source)."""
-        con.register("given_ids", pa.table({"id": pa.array(self.ids, pa.string())}))
-        con.execute(
-            """
-            CREATE TEMP TABLE leaving AS SELECT training_key, uri FROM sources JOIN training USING (training_key)
-            WHERE version_withdrawn IS NULL AND (owner = $owner OR regexp_full_match(uri, $uri)
-                OR point_id IN (SELECT lower(id) FROM given_ids) OR content_hash IN (SELECT lower(id) FROM given_ids)
-                OR uri IN (SELECT id FROM given_ids))
-            """,
-            {"owner": self.owner, "uri": None if self.uri is None else _expression(self.uri)},
-        )
-        con.execute(
-            """
-            CREATE TEMP TABLE unknown AS SELECT DISTINCT id FROM given_ids
-            WHERE id NOT IN (SELECT uri FROM sources) AND lower(id) NOT IN (
-                SELECT unnest([point_id, content_hash]) FROM training WHERE content_hash IS NOT NULL
-                UNION ALL SELECT point_id FROM training)
-            """
-        )
-        con.execute(
-            """
-            CREATE TEMP TABLE gone AS SELECT training_key, point_id, content_hash FROM training
-            WHERE training_key IN (SELECT training_key FROM leaving) AND training_key NOT IN (
-                SELECT training_key FROM sources ANTI JOIN leaving USING (training_key, uri))
-            """
-        )
-
-
-def _expression(pattern: str) -> str:
-    """A pattern with ``*`` and ``?`` as a regular expression; brackets in file names mean themselves."""
-    return "(?s)" + "".join({"*": ".*", "?": "."}.get(char) or re.escape(char) for char in pattern)
-
-
 _COUNTS = """
 SELECT (SELECT count(*) FROM leaving) AS sources, (SELECT count(*) FROM gone) AS images,
-       (SELECT count(DISTINCT generated_key) FROM matches SEMI JOIN gone USING (training_key)) AS affected,
-       (SELECT count(*) FROM unknown) AS unknown_ids
+       (SELECT count(DISTINCT generated_key) FROM matches SEMI JOIN gone USING (training_key)) AS affected
 """
 
 
@@ -106,16 +45,17 @@ class Leaving:
 
 def preview(ledger: Readable, selection: Selection) -> Leaving:
     """What `withdraw` would take out. Raises `SettingsError` when that is nothing."""
+    sources, unknown = selection.sources(ledger), selection.unknown(ledger)
     with ledger.read() as con:
-        selection.select(con)
-        counts = dict(con.sql(_COUNTS).to_arrow_table().to_pylist()[0])
+        select(con, sources)
+        counts = {**con.sql(_COUNTS).to_arrow_table().to_pylist()[0], "unknown_ids": len(unknown)}
         gone = con.sql("FROM gone ORDER BY training_key").to_arrow_table().to_pydict()
         staying = con.sql(
             "SELECT point_id FROM training SEMI JOIN leaving USING (training_key) ANTI JOIN gone USING (training_key)"
         ).fetchall()
-        uris = con.execute("SELECT DISTINCT uri FROM leaving ORDER BY uri").fetchall()
-    if not counts["sources"]:
-        raise SettingsError(f"nothing to withdraw: no training image has {selection.describe()}")
+        uris = con.execute(
+            f"SELECT DISTINCT uri FROM leaving WHERE uri NOT IN (SELECT uri FROM ({STAYING})) ORDER BY uri"
+        ).fetchall()
     return Leaving(
         gone["training_key"],
         gone["point_id"],
@@ -162,12 +102,14 @@ def take_out(
     spare: int,
 ) -> None:
     """The ledger's part; ``hidden``: generated images to value again beside those that matched."""
+    sources, unknown = selection.sources(ledger), selection.unknown(ledger)
     with run.timed("ledger"), ledger.write() as con:
-        selection.select(con)
-        counts = con.sql(_COUNTS).to_arrow_table().to_pylist()[0]
+        select(con, sources)
+        counts = {**con.sql(_COUNTS).to_arrow_table().to_pylist()[0], "unknown_ids": len(unknown)}
         con.execute("DELETE FROM quarantine WHERE uri IN (SELECT uri FROM leaving)")
         con.execute(
-            "DELETE FROM sources USING leaving l WHERE sources.training_key = l.training_key AND sources.uri = l.uri"
+            """DELETE FROM sources USING leaving l WHERE sources.training_key = l.training_key AND sources.uri = l.uri
+            AND sources.owner IS NOT DISTINCT FROM l.owner"""
         )
         _forget_places(con)
         if counts["images"]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import Readable
+from gmv_qdrant.ledger.names import find_image
 from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.report.lettering import fit, wrap, write
 from gmv_qdrant.report.page import STATEMENT, name, number, write_whole
@@ -29,13 +29,15 @@ class _Cell:
     lines: Sequence[str]
 
 
-def write_sheet(root: Path, ledger: Readable, image: str, function: ValueFunction, target: Path) -> Path:
+def write_sheet(
+    root: Path, ledger: Readable, image: str, function: ValueFunction, target: Path, *, training: bool = False
+) -> Path:
     """Write the sheet of an image named by URI, file name or id: the first 30 of its contributors or beneficiaries.
 
-    Raises `LedgerError` when no image, or more than one, goes by that name, and `SettingsError` when the file
-    can't be written.
+    Raises `SettingsError` when no image, or more than one, goes by that name, and when the file can't be written.
     """
-    kind, key = queries.find(ledger, image)
+    named = find_image(ledger, image, batch=None if training else function.batch, training=training)
+    kind, key = named.kind, named.key
     thumbnails = Thumbnails(root, allowed_places(ledger))
     if kind == "generated":
         me = generated_names(ledger, [key])[key]

@@ -20,7 +20,7 @@ import common
 import generators
 import numpy as np
 
-from gmv_qdrant.evaluation.evidence import Group
+from gmv_qdrant.ledger.selection import Selection
 
 SETS = {"mnist": "mnist_train_10k_A", "fashion": "fashion_train_10k_A", "cifar10": "cifar10_train_10k_A"}
 KS = (30, 50, 100)
@@ -77,7 +77,7 @@ def judged(
                 "membership",
                 batch=batch,
                 calibration=calibration,
-                options={"group": Group(attribute="trained")},
+                options={"group": Selection(attribute="trained")},
             )
             mine[f"membership, {name}"] = {
                 part: figures[part] for part in ("rows", "test", "credit", "nearest_test")

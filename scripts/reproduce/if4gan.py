@@ -28,9 +28,9 @@ import torch
 from PIL import Image
 from scipy.stats import kendalltau, rankdata
 
-from gmv_qdrant.evaluation.evidence import Group
+from gmv_qdrant.ledger.selection import Selection
 
-GROUP = {"group": Group(attribute="corrupted")}
+GROUP = {"group": Selection(attribute="corrupted")}
 MOST_RANKS = 32_767
 """Ranks that a ledger can hold for one generated image."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import common
 import numpy as np
 
-from gmv_qdrant.evaluation.evidence import Group
+from gmv_qdrant.ledger.selection import Selection
 
 GENERATORS = {"overfit": "airplane_gen_vae", "generalises": "airplane_gen_unetflow"}
 
@@ -60,7 +60,7 @@ def main() -> None:
                         "membership",
                         batch=name,
                         calibration=calibration,
-                        options={"group": Group(attribute="v2")},
+                        options={"group": Selection(attribute="v2")},
                     )
                     said = {part: figures[part] for part in ("rows", "test", "credit", "nearest_test")}
                     mine[f"{name}, {'calibrated' if calibration else 'paper'}"] = said

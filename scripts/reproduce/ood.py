@@ -22,11 +22,11 @@ import numpy as np
 import others
 from PIL import Image
 
-from gmv_qdrant.evaluation.evidence import Group
 from gmv_qdrant.evaluation.plots import plot
+from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.models import registry
 
-GROUP = {"group": Group(attribute="corrupted")}
+GROUP = {"group": Selection(attribute="corrupted")}
 SIGMA = 127.5
 """Noise of the poor generated images: N(0, .5) on [0, 1]."""
 
@@ -100,7 +100,7 @@ def main() -> None:
                 if given.plots:
                     plot(figures, given.plots / f"fig5-{name}-k{k}.png")
             if given.quality != "none":
-                figures = workspace.evaluate("calibration", k=ks[0], options=GROUP)
+                figures = workspace.evaluate("quality-weighting", k=ks[0], options=GROUP)
                 found[f"{noise}, {distance}, q"] = quality_of(workspace, poor)
                 found[f"{noise}, {distance}, with and without q"] = [*figures["rows"], *figures["ood_rows"]]
                 if given.plots:
