@@ -217,7 +217,7 @@ class Workspace:
             total, told = self._planned(records)
             with self._run("ingest", paths=names, owner=owner, allow=allow) as parts:
                 parts.progress.phase("ingest", total)
-                embed = parts.engine(parts.training_embedder())
+                embed = parts.training_engine()
                 ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
                 parts.run.counts["without_owner"] = records.census.without_owner
                 _tell(records.census, parts, told)
@@ -263,11 +263,17 @@ class Workspace:
                 ):
                     progress.note(f"up to {most:,} re-rank vectors are computed from their images, each once")
                 progress.phase("value", total)
-                embed = parts.engine(parts.generated_embedder())
                 value(
-                    records, batch, parts.run, self.ledger, parts.spaces, embed, parts.matcher(), progress,
+                    records,
+                    batch,
+                    parts.run,
+                    self.ledger,
+                    parts.spaces,
+                    parts.generated_engine(),
+                    parts.matcher(),
+                    progress,
                     control=control,
-                )  # fmt: skip
+                )
                 _tell(records.census, parts, told)
             summary = records.census.summary(parts.run.counts["quarantined"])
             del summary["without_owner"]  # nobody owns generated images

@@ -289,7 +289,7 @@ def engine_options(command: F) -> F:
     engine = click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
-        help="ray: spread over a Ray cluster, against a Qdrant server.  [default: local]",
+        help="ray: read, decode and embed on a Ray cluster.  [default: local]",
     )
     return engine(workers(command))
 

@@ -17,6 +17,7 @@ from gmv_qdrant.models.verified import Models
 from gmv_qdrant.pipeline.embedding import Content, Embedder, KnownContents, embed_records
 from gmv_qdrant.pipeline.ingest import Engine, Items
 from gmv_qdrant.pipeline.matching import FEW, GROUP, Matcher, spare_count
+from gmv_qdrant.pipeline.ray_engine import RayEngine
 from gmv_qdrant.pipeline.searching import Search
 from gmv_qdrant.pipeline.spaces import Spaces, verified_models
 from gmv_qdrant.pipeline.streams import Progress
@@ -51,23 +52,35 @@ class Assembly:
         return spare_count(self.settings.candidates, self.spaces.views, self.spaces.training is not None)
 
     def training_embedder(self) -> Embedder:
-        return self._embedder(rerank=self.spaces.training is not None)
+        return self._embedder(**self._training_options)
 
     def generated_embedder(self, *, quality: bool = True) -> Embedder:
-        return self._embedder(views=self.settings.views, quality=quality, length=self.spaces.length)
+        return self._embedder(**{**self._generated_options, "quality": quality})
+
+    def training_engine(self) -> Engine:
+        """Reads and embeds training images, as the settings say."""
+        return self._engine(self._training_options)
+
+    def generated_engine(self) -> Engine:
+        """Reads, embeds and scores generated images, as the settings say."""
+        return self._engine(self._generated_options)
+
+    @property
+    def _training_options(self) -> dict[str, Any]:
+        return {"rerank": self.spaces.training is not None}
+
+    @property
+    def _generated_options(self) -> dict[str, Any]:
+        return {"views": self.settings.views, "quality": True, "length": self.spaces.length}
 
     def _embedder(self, **options: Any) -> Embedder:
-        settings = self.settings
-        return Embedder(
-            self.models,
-            batch_size=settings.batch_size,
-            threads=settings.workers,
-            timed=self.run.timed,
-            **options,
-        )
+        size, threads = self.settings.batch_size, self.settings.workers
+        return Embedder(self.models, batch_size=size, threads=threads, timed=self.run.timed, **options)
 
-    def engine(self, embedder: Embedder) -> Engine:
-        """Reads and embeds in this process."""
+    def _engine(self, options: dict[str, Any]) -> Engine:
+        if self.settings.engine == "ray":
+            return RayEngine(self.settings, self.models.fingerprint, options)
+        embedder = self._embedder(**options)
 
         def embed(chunks: Iterable[Items], known: KnownContents) -> Iterator[list[Content | Unusable]]:
             for chunk in chunks:
