@@ -16,6 +16,7 @@ import pytest
 import tiny_workspace
 import torch
 from click.testing import CliRunner
+from models_offline import add_tiny_clip, muted, save_alexnet, save_random
 from PIL import Image
 
 from gmv_qdrant import Workspace
@@ -88,6 +89,35 @@ def test_a_sound_plug_in_conforms(plugin: Callable[..., None]) -> None:
     check_quality("mine", CPU)
     plugin(metric="euclid", encode="vectors = np.nan_to_num(vectors)")
     check_distance("mine", CPU)
+
+
+@pytest.mark.parametrize("name", ["pixels:8", "thumb:16", "timm:test_resnet", "clip:tiny-test-clip/none"])
+def test_our_own_encoders_conform(name: str, tmp_path: Path) -> None:
+    runtime = CPU
+    if name.startswith("timm"):
+        import timm
+
+        save_random(timm.create_model("test_resnet"), tmp_path / "weights.pth")
+        runtime = Runtime(device="cpu", weights=tmp_path / "weights.pth")
+    elif name.startswith("clip"):
+        with muted():
+            import open_clip
+
+            model = open_clip.create_model(add_tiny_clip(tmp_path))
+        save_random(model, tmp_path / "weights.pth")
+        runtime = Runtime(device="cpu", weights=tmp_path / "weights.pth")
+    check_encoder(name, runtime)
+
+
+@pytest.mark.parametrize("name", ["l2@8", "l2-norm@8", "thumb:16", "lpips:alex@32"])
+def test_our_own_distances_conform(name: str, tmp_path: Path) -> None:
+    save_alexnet(tmp_path / "torch/checkpoints/alexnet-owt-7be5be79.pth")
+    check_distance(name, Runtime(device="cpu", cache_dir=tmp_path, offline=True))
+
+
+@pytest.mark.parametrize("name", ["piqe", "entropy"])
+def test_our_own_metrics_conform(name: str) -> None:
+    check_quality(name, CPU)
 
 
 @pytest.mark.parametrize(

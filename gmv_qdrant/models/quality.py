@@ -95,7 +95,7 @@ def mapping(name: str) -> Mapping:
 
 
 def mappings() -> dict[str, Mapping]:
-    """Every metric that can be used here, with its mapping: the table of the docs."""
+    """Every metric that can be used here, with its mapping."""
     found = {}
     for name in _configs():
         try:
