@@ -750,6 +750,40 @@ class Workspace:
             raise
         return parts.run.summary()
 
+    def copy(
+        self, into: str | Path, *, qdrant_url: str | None = None, collection: str | None = None
+    ) -> dict[str, Any]:
+        """Make the workspace ``into`` with all that this one holds; returns counts. This one stays as it is.
+
+        qdrant_url: the server that gets its collection; None: it is embedded. collection: its name there.
+        Stopped at any moment, it goes on when it is called again. Raises `StoreError` when the two don't agree.
+        """
+        from gmv_qdrant.deployments.copying import copy_workspace
+        from gmv_qdrant.pipeline.spaces import open_spaces
+        from gmv_qdrant.pipeline.streams import NullProgress
+
+        meta = self.ledger.meta()
+        if "adopted" in meta:
+            raise SettingsError(
+                f"the collection {self.settings.collection!r} was adopted and stays where it is: to have it elsewhere, "
+                "ingest its images into another workspace"
+            )
+        checked = Settings.resolve(
+            qdrant_url=qdrant_url or "", collection=collection or self.settings.collection
+        )
+        there = self.settings.replaced(qdrant_url=checked.qdrant_url, collection=checked.collection)
+        progress = self._progress or NullProgress()
+        with self._alone():
+            if meta.get("settled") == "false":
+                raise SettingsError(
+                    f"the last run of {self.path} didn't come to its end: finish it first, with 'gmv-qdrant update'"
+                )
+            with open_spaces(self.path, self.settings, self.ledger, tell=progress.note) as spaces:
+                counts = copy_workspace(
+                    self.path, self.settings, self.ledger, spaces, Path(into).absolute(), there, progress
+                )
+        return {"verb": "copy", **counts}
+
     # -- how a verb is carried out -------------------------------------------------------------------
 
     @contextlib.contextmanager

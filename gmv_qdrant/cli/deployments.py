@@ -1,4 +1,4 @@
-"""Commands for a Qdrant that is there already, or is to be: adopt."""
+"""Commands for a Qdrant that is there already, or is to be: adopt, copy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gmv_qdrant.cli.options import Session, progress, run_options
+from gmv_qdrant.cli.options import Session, progress, run_options, with_workspace
 from gmv_qdrant.cli.render import note
 from gmv_qdrant.cli.runs import show_summary
 
@@ -106,4 +106,19 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-COMMANDS = (adopt,)
+@click.command()
+@click.argument("into", type=click.Path(path_type=Path))
+@click.option("--qdrant-url", help="The server that gets its collection.  [default: embedded]")
+@click.option("--collection", help="The collection's name there.  [default: as it is]")
+@run_options
+@with_workspace
+def copy(workspace: Any, into: Path, as_json: bool, **where: Any) -> None:
+    """Copy the workspace to the new folder INTO, its collection embedded or on a server.
+
+    The old one stays as it was. Vectors, payloads and neighbours of a sample are compared before INTO is a workspace.
+    Run it again when it was stopped: it goes on. The server's key is QDRANT_API_KEY.
+    """
+    show_summary(workspace.copy(into, **where), as_json)
+
+
+COMMANDS = (adopt, copy)

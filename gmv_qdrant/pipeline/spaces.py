@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -139,6 +139,32 @@ def verified_models(
     return models
 
 
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """The matrix files of a workspace: see `Spaces`."""
+
+    training: Matrix | None
+    generated_recall: Matrix
+    generated_rerank: Matrix
+    recall_sample: Matrix
+
+
+def matrices(root: Path, settings: Settings, meta: Mapping[str, str], workspace_id: str) -> Matrices:
+    """Of the workspace in the folder ``root``, whose vectors have the shapes that ``meta`` says."""
+    recall, rerank = Shape.parse(meta["recall_shape"]), Shape.parse(meta["rerank_shape"])
+    views = len(VIEWS[settings.views])
+
+    def matrix(name: str, dim: int, storage: Storage) -> Matrix:
+        return Matrix(root / FOLDER / name, dim, storage, identity=workspace_id)
+
+    return Matrices(
+        matrix("training-rerank", rerank.dim, rerank.storage) if rerank.bytes <= MAX_STORED_BYTES else None,
+        matrix("generated-recall", views * recall.dim, recall.storage),
+        matrix("generated-rerank", views * rerank.dim, rerank.storage),
+        matrix("recall-sample", recall.dim, recall.storage),
+    )
+
+
 @contextmanager
 def open_spaces(
     root: Path,
@@ -156,22 +182,18 @@ def open_spaces(
     meta = ledger.meta()
     recall, rerank = Shape.parse(meta["recall_shape"]), Shape.parse(meta["rerank_shape"])
     adopted = json.loads(meta["adopted"]) if "adopted" in meta else None
-    views = len(VIEWS[settings.views])
-
-    def matrix(name: str, dim: int, storage: Storage) -> Matrix:
-        return Matrix(root / FOLDER / name, dim, storage, identity=meta["workspace_id"])
-
+    kept = matrices(root, settings, meta, meta["workspace_id"])
     spaces = Spaces(
         partial(
             open_collection, root, settings, ledger, recall.dim, remake=remake, take_over=take_over, tell=tell
         ),
         recall,
         rerank,
-        matrix("training-rerank", rerank.dim, rerank.storage) if rerank.bytes <= MAX_STORED_BYTES else None,
-        matrix("generated-recall", views * recall.dim, recall.storage),
-        matrix("generated-rerank", views * rerank.dim, rerank.storage),
-        matrix("recall-sample", recall.dim, recall.storage),
-        views,
+        kept.training,
+        kept.generated_recall,
+        kept.generated_rerank,
+        kept.recall_sample,
+        len(VIEWS[settings.views]),
         owned=adopted is None,
         length=float(adopted.get("length", 1.0)) if adopted else 1.0,
     )
