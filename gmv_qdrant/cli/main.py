@@ -59,6 +59,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "The Qdrant and the models you have": {
         "adopt": ("deployments", "Use a collection that is there already as the training set."),
+        "copy": ("deployments", "Copy the workspace, its collection embedded or on a server."),
         "models": ("models", "What encoders, distances and quality metrics need on disk."),
     },
 }
