@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unp
 
 import duckdb
 
-from gmv_qdrant import folder
+from gmv_qdrant import folder, notebook
 from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
@@ -129,6 +129,7 @@ class Workspace:
         known: Readable = self.published if self.published.path.is_file() else self.ledger
         self.settings = folder.settings_of(self.path, known, {**settings})
         self._progress = progress
+        notebook.register()
         self._memory = duckdb.connect(":memory:")  # relations live here
         self._memory.execute("SET GLOBAL TimeZone = 'UTC'")
 
@@ -139,6 +140,9 @@ class Workspace:
             f"<Workspace {self.path}: {training['images']:,} training images of {training['owners']:,} owners, "
             f"{generated['images']:,} generated images in {generated['batches']:,} batches>"
         )
+
+    def _repr_html_(self) -> str:
+        return notebook.workspace(str(self.path), queries.counts(self.published))
 
     # -- a workspace ---------------------------------------------------------------------------------
 

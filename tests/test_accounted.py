@@ -11,6 +11,7 @@ import pytest
 import tiny_workspace
 from PIL import Image
 
+from gmv_qdrant.pipeline.streams import NullProgress
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.images.records import Record, Unusable
@@ -74,9 +75,7 @@ def test_counts_of_every_kind_add_up(workspace: Workspace, root: Path) -> None:
 def test_images_without_an_owner_are_counted_and_said(workspace: Workspace, root: Path) -> None:
     said: list[str] = []
 
-    class Told:
-        def phase(self, name: str, total: int | None) -> None: ...
-        def advance(self, items: int = 1) -> None: ...
+    class Told(NullProgress):
         def note(self, sentence: str) -> None:
             said.append(sentence)
 

@@ -350,6 +350,19 @@ def test_the_rate_does_not_count_what_was_skipped(clock: Callable[[float], None]
     assert len(bars.line(30)) <= 30
 
 
+def test_a_bar_moves_inside_a_chunk(clock: Callable[[float], None]) -> None:
+    bars = Bars("ingest", terminal=True)
+    bars.phase("ingest", 100)
+    clock(1)
+    bars.under_way(10)
+    assert "10/100" in bars.line(80)
+    clock(1)
+    bars.under_way(10)
+    bars.advance(25)  # five of them were known under another name
+    assert "25/100" in bars.line(80)
+    assert "12.5/s" in bars.line(80)
+
+
 def test_without_a_terminal_a_line_now_and_then(
     clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Questions": {
         "credits": ("questions", "Who earned how much: by owner, label, any attribute, or image by image."),
         "explain": ("questions", "A generated image's contributors, or a training image's beneficiaries."),
-        "copies": ("questions", "Training contents that several sources bring, and who claims them."),
+        "copies": ("questions", "Generated images that are nearly a training image, with its owners."),
         "sql": ("questions", "Any SELECT over the ledger, its tables and value functions."),
         "export": ("questions", "Write values, contributions, sources and generated images to files."),
         "report": ("pages", "One self-contained HTML file: credits, intervals, pictures, provenance."),

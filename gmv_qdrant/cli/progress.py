@@ -31,7 +31,7 @@ class Bars:
         self._begin(name, None)
 
     def _begin(self, name: str, total: int | None) -> None:
-        self._name, self._total, self._done = name, total, 0
+        self._name, self._total, self._done, self._under_way = name, total, 0, 0
         self._started = time.monotonic()
         self._due = self._started + FIRST
         self._worked: deque[tuple[float, int]] = deque([(self._started, 0)])
@@ -44,7 +44,15 @@ class Bars:
             self._begin(name, total)
 
     def advance(self, items: int = 1) -> None:
-        self._go_on(items, worked=items)
+        with self._lock:
+            told, self._under_way = self._under_way, 0
+            self._go_on(items, worked=max(items - told, 0))
+
+    def under_way(self, items: int) -> None:
+        """Items of the chunk that `advance` is told of next."""
+        with self._lock:
+            self._under_way += items
+            self._go_on(0, worked=items)
 
     def skip(self, items: int = 1) -> None:
         """Items that needed no work: done, but no measure of how fast the others are."""
@@ -80,21 +88,27 @@ class Bars:
         if not self._total or space < len(name) + 12:
             return f"{shortened(name, max(space, 8), '~')}  {text}"[:columns]
         bar = min(space - len(name), 40)
-        full = min(bar * self._done // self._total, bar)
+        full = min(bar * self._shown() // self._total, bar)
         return f"{name}  {'#' * full}{'.' * (bar - full)}  {text}"
 
     def _parts(self) -> list[str]:
         """How much is done, how fast it goes, and what is left or, where that can't be said, was spent."""
         total = f"/{self._total:,}" if self._total else ""
-        parts = [f"{self._done:,}{total}"] if self._done or total else []
+        done = self._shown()
+        parts = [f"{done:,}{total}"] if done or total else []
         rate = self._rate()
-        if rate and self._total and self._done < self._total:
+        if rate and self._total and done < self._total:
             return [
                 *parts,
                 f"{rate:,.{1 if rate < 100 else 0}f}/s",
-                f"{_clock((self._total - self._done) / rate)} left",
+                f"{_clock((self._total - done) / rate)} left",
             ]
         return [*parts, _clock(time.monotonic() - self._started)]
+
+    def _shown(self) -> int:
+        """What is done, and what of the chunk under way is: never more than all."""
+        done = self._done + self._under_way
+        return min(done, self._total) if self._total else done
 
     def _rate(self) -> float:
         (since, before), (until, after) = self._worked[0], self._worked[-1]

@@ -81,6 +81,7 @@ class Assembly:
         if self.settings.engine == "ray":
             return RayEngine(self.settings, self.models.fingerprint, options)
         embedder = self._embedder(**options)
+        embedder.under_way = self.progress.under_way
 
         def embed(chunks: Iterable[Items], known: KnownContents) -> Iterator[list[Content | Unusable]]:
             for chunk in chunks:

@@ -121,6 +121,8 @@ class Embedder:
         self._length = np.float32(length)
         self._threads = threads
         self._timed = timed
+        self.under_way: Callable[[int], None] = lambda images: None
+        """Told how many images each batch had, so that a bar moves within a chunk."""
         self._size = batch_size or (64 if models.device == "cpu" else 256)
         self._recall = forward(models.recall, models.device, batch_size)
         self._rerank = (
@@ -133,6 +135,7 @@ class Embedder:
         for batch in batched(mapped(self._prepare, images, threads=self._threads, ahead=2 * size), size):
             good = [item for item in batch if isinstance(item, _Prepared)]
             done = iter(self._encode(good))
+            self.under_way(len(batch))
             for item in batch:
                 yield next(done) if isinstance(item, _Prepared) else item
 

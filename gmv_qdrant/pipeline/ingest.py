@@ -50,7 +50,7 @@ def ingest(
         for chunk in chunked(records, partial(weight, spaces)):
             run.counts["seen"] += len(chunk)
             rest = known.skip_files(chunk, run)
-            progress.advance(len(chunk) - len(rest))
+            progress.skip(len(chunk) - len(rest))
             if rest:
                 yield rest
 

@@ -26,7 +26,17 @@ class Progress(Protocol):
         """A new phase begins, of ``total`` items when that is known."""
         ...
 
-    def advance(self, items: int = 1) -> None: ...
+    def advance(self, items: int = 1) -> None:
+        """So many more items are done, and needed work."""
+        ...
+
+    def skip(self, items: int = 1) -> None:
+        """So many more items are done that needed no work: they say nothing about how fast it goes."""
+        ...
+
+    def under_way(self, items: int) -> None:
+        """So many more items of the chunk that `advance` is told of next have been through the networks."""
+        ...
 
     def download(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a file of weights so far, and in all when that is known."""
@@ -44,6 +54,12 @@ class NullProgress:
         pass
 
     def advance(self, items: int = 1) -> None:
+        pass
+
+    def skip(self, items: int = 1) -> None:
+        pass
+
+    def under_way(self, items: int) -> None:
         pass
 
     def download(self, name: str, done: int, total: int | None) -> None:

@@ -52,7 +52,7 @@ def update(run: Run, ledger: Ledger, spaces: Spaces, matcher: Matcher, progress:
     if not affected.all():
         with ledger.write() as con:
             _set_version(con, stale.keys[~affected], run.training_version)
-    progress.advance(int((~affected).sum()))
+    progress.skip(int((~affected).sum()))
     unsettled: list[int] = []
     rows = np.flatnonzero(merged[near.generated])
     for start in range(0, len(stale.keys), MERGED):

@@ -77,7 +77,8 @@ def value(
         for contents in embed(chunks(), valued.contents):
             if images := valued.to_value(contents):
                 behind.hand_over(partial(finish, images))
-            progress.advance(len(contents))
+            progress.skip(len(contents) - len(images))
+            progress.advance(len(images))
     spaces.zero_generated(valued.left)
     if matcher.unknown_points:
         run.counts["unknown_points"] = len(matcher.unknown_points)
