@@ -11,13 +11,13 @@ import pytest
 import tiny_workspace
 from PIL import Image
 
-from gmv_qdrant.pipeline.streams import NullProgress
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.models.wrappers import RecallDistance
 from gmv_qdrant.pipeline import embedding
 from gmv_qdrant.pipeline.embedding import Embedded, Embedder, Loaded
+from gmv_qdrant.pipeline.streams import NullProgress
 
 FAILURES = [MemoryError(), ValueError("a bad number"), RuntimeError(), OverflowError("x" * 9), KeyError("k")]
 
