@@ -494,7 +494,7 @@ def test_a_payout_is_recorded_once(workspace: Workspace) -> None:
 def test_changed_evidence_is_said_and_the_payout_stands(workspace: Workspace, made: Path) -> None:
     recorded = workspace.payout(100, record="2026-Q1")
     paint(made / "more", 3, 9)
-    workspace.ingest([made / "more"], owner="Dee")
+    workspace.ingest([made / "more"], owner="Dee", update=False)
     with pytest.raises(LedgerError, match="gmv-qdrant update"):
         workspace.payout(100, record="2026-Q2")
     workspace.update()

@@ -22,6 +22,9 @@ from gmv_qdrant.ledger.queries import LOSS, calibrations
 UNREADABLE = (duckdb.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, GmvError)
 """What rows that somebody has changed may make of reading them."""
 
+_LEAVE_EVIDENCE = ("calibrate", "copy", "evaluate", "import-scores")
+"""Runs that change nothing of what a payout follows from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
@@ -146,7 +149,7 @@ def _today(source: Readable, record: Record) -> Iterator[Discrepancy]:
     except GmvError as error:
         now = {"generated": str(error)}
     changed = [name for name in now if now[name] != payout.evidence.get(name)]
-    runs = _runs_since(source, record)
+    runs = [verb for verb in _runs_since(source, record) if verb not in _LEAVE_EVIDENCE]
     if changed and runs:
         yield Discrepancy(
             payout.payout_id,
@@ -157,7 +160,7 @@ def _today(source: Readable, record: Record) -> Iterator[Discrepancy]:
     elif changed:
         yield Discrepancy(
             payout.payout_id,
-            f"its evidence was changed in the ledger ({', '.join(changed)}), and no run was made since: by hand",
+            f"its evidence was changed in the ledger ({', '.join(changed)}), and no run since explains it: by hand",
         )
     function = payout.terms.function
     if function.calibration and function.calibration != LOSS:
