@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+PAYOUTS = "payouts"
+"""Folder of a workspace with the evidence of recorded payouts: names, URIs and hashes, no pictures, no vectors."""
 THUMBNAILS = "thumbnails"
 """Folder of a workspace that is a cache: it can be removed at any time."""
 

@@ -507,6 +507,14 @@ def test_changed_evidence_is_said_and_the_payout_stands(workspace: Workspace, ma
     assert gmv(workspace, "verify").exit_code == 0
 
 
+def test_an_erasure_leaves_accounts(workspace: Workspace) -> None:
+    recorded = workspace.payout(100, record="2026-Q1")
+    workspace.withdraw(owner="Ada")
+    workspace.erase()
+    assert workspace.payout_record("2026-Q1") == recorded
+    assert [found.wrong for found in workspace.verify()] == [False]
+
+
 def test_an_attribute_may_be_called_like_a_column(tmp_path: Path) -> None:
     paint(tmp_path / "training", 6, 0)
     rows = [f"{i}.png,{'xy'[i % 2]},a{i % 2}" for i in range(6)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmv_qdrant.accounting.bundle import FOLDER, copy_bundle, read_evidence, read_manifest, write_bundle
+from gmv_qdrant.accounting.bundle import copy_bundle, read_evidence, read_manifest, write_bundle
 from gmv_qdrant.accounting.evidence import RULES, Evidence
 from gmv_qdrant.accounting.payout import Payout, Terms, compute
 from gmv_qdrant.accounting.periods import Period
@@ -17,6 +17,7 @@ from gmv_qdrant.accounting.records import Record, find_record, read_records, wri
 from gmv_qdrant.accounting.seal import seal
 from gmv_qdrant.accounting.why import explained
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
+from gmv_qdrant.files import PAYOUTS
 from gmv_qdrant.ledger.database import Ledger, Readable, utc_now
 from gmv_qdrant.ledger.queries import ValueFunction, attribute_names, calibrations, value_function
 from gmv_qdrant.ledger.runs import versions
@@ -107,7 +108,7 @@ def _compute(root: Path, source: Readable, terms: Terms, period: Period | None) 
     )
     notes = [*payout.notes, *_stale(source, payout)]
     for record in records:
-        notes += _about(record, payout, evidence, root / FOLDER, period)
+        notes += _about(record, payout, evidence, root / PAYOUTS, period)
     return replace(payout, notes=tuple(notes)), evidence
 
 
@@ -129,9 +130,9 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
         raise LedgerError(f"nothing was recorded: {stale[0]}")
     records = read_records(ledger)
     for other in records:
-        if not allow_overlap and period.overlaps(*other.days) and _common(other, evidence, root / FOLDER):
+        if not allow_overlap and period.overlaps(*other.days) and _common(other, evidence, root / PAYOUTS):
             raise SettingsError(
-                f"nothing was recorded: {_overlap(other, payout, evidence, root / FOLDER)}, in days of {period.name}; "
+                f"nothing was recorded: {_overlap(other, payout, evidence, root / PAYOUTS)}, in days of {period.name}; "
                 "name another period or other batches, or add --allow-overlap where both are meant"
             )
     taken = {other.payout.payout_id for other in records}
@@ -145,7 +146,7 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
     )
     at, made_with = utc_now().replace(microsecond=0), versions()
     facts = {"recorded_at": at.isoformat(), "versions": made_with, "ledger": seal(ledger)}
-    manifest = write_bundle(root / FOLDER / payout.payout_id, payout.document(), evidence, facts)
+    manifest = write_bundle(root / PAYOUTS / payout.payout_id, payout.document(), evidence, facts)
     kept = Record(payout, at, payout.fingerprint, made_with, manifest)
     with ledger.write() as con:
         write_record(con, kept)
@@ -158,7 +159,7 @@ def export(root: Path, source: Readable, payout_id: str, target: Path) -> list[P
     Raises `LedgerError` when what is kept isn't what was recorded.
     """
     found = find_record(read_records(source), payout_id)
-    folder = root / FOLDER / payout_id
+    folder = root / PAYOUTS / payout_id
     read_manifest(folder, found.manifest)
     return copy_bundle(folder, target)
 
@@ -176,7 +177,7 @@ def explain_name(
     """What earned a name its part: by the evidence of a recorded payout, or by today's and the standing function."""
     if payout_id:
         found = find_record(read_records(source), payout_id)
-        folder = root / FOLDER / payout_id
+        folder = root / PAYOUTS / payout_id
         read_manifest(folder, found.manifest)
         return explained(read_evidence(folder), found.payout, name, most)
     rule, function = standing_function(source, settings.value)

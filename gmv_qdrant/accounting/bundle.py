@@ -21,7 +21,6 @@ from gmv_qdrant.accounting.evidence import COLUMNS, Evidence
 from gmv_qdrant.errors import LedgerError, SettingsError
 from gmv_qdrant.files import sync_folder
 
-FOLDER = "payouts"
 DOCUMENT, MANIFEST = "payout.json", "manifest.json"
 _README = """\
 Payout {payout_id}, fingerprint {fingerprint}

@@ -10,12 +10,13 @@ from typing import Any
 
 import duckdb
 
-from gmv_qdrant.accounting.bundle import DOCUMENT, FOLDER, read_evidence, read_manifest
+from gmv_qdrant.accounting.bundle import DOCUMENT, read_evidence, read_manifest
 from gmv_qdrant.accounting.evidence import Evidence
 from gmv_qdrant.accounting.payout import Line, Payout, compute
 from gmv_qdrant.accounting.records import Record, read_records, rows_of
 from gmv_qdrant.accounting.seal import seal
 from gmv_qdrant.errors import GmvError, LedgerError
+from gmv_qdrant.files import PAYOUTS
 from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import LOSS, calibrations
 
@@ -78,7 +79,7 @@ def _verify_one(
     previous = known.get(record.payout.previous or "")
     if record.payout.previous and previous is None:
         yield wrong("the payout whose balances it brings forward isn't there, or was changed")
-    folder = root / FOLDER / Path(name).name
+    folder = root / PAYOUTS / Path(name).name
     try:
         manifest = read_manifest(folder, record.manifest)
         for fact, said in (("recorded_at", record.recorded_at.isoformat()), ("versions", record.versions)):
@@ -201,7 +202,7 @@ def _strays(root: Path, source: Readable, records: list[Record]) -> Iterator[Dis
     )
     for name in rows["payout_id"].to_pylist():
         yield Discrepancy(str(name), "there are lines of it, and no payout of that name was recorded")
-    folder = root / FOLDER
+    folder = root / PAYOUTS
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in known and not path.name.startswith("."):
             yield Discrepancy(
@@ -217,7 +218,7 @@ def _seals(root: Path, source: Readable, records: list[Record]) -> Iterator[Disc
         return
     last = records[-1]
     try:
-        then = read_manifest(root / FOLDER / Path(last.payout.payout_id).name, last.manifest)["ledger"]
+        then = read_manifest(root / PAYOUTS / Path(last.payout.payout_id).name, last.manifest)["ledger"]
     except (LedgerError, KeyError):  # said already
         return
     now = seal(source)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.files import THUMBNAILS, sync_folder
+from gmv_qdrant.files import PAYOUTS, THUMBNAILS, sync_folder
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.pipeline.recovery import remove_withdrawn
@@ -110,7 +110,9 @@ def erase(run: Run, ledger: Ledger, spaces: Spaces, root: Path, progress: Progre
 
 
 def prove(ledger: Ledger, spaces: Spaces, root: Path) -> Proof:
-    """Search every file of the workspace for what was noted down of withdrawn images.
+    """Search every file of the workspace for what was noted down of withdrawn images, but for accounts.
+
+    Recorded payouts keep the names, URIs and hashes that they were paid by, as accounts have to.
 
     Raises `StoreError` where something is found that isn't also of an image that stays.
     """
@@ -118,7 +120,8 @@ def prove(ledger: Ledger, spaces: Spaces, root: Path) -> Proof:
     traces = _not_of_living(ledger, uris) + sorted(windows)
     searched, size, found = 0, 0, dict[Path, set[bytes]]()
     for path in sorted(root.rglob("*")):
-        if path.is_file() and not path.is_symlink() and path.name != FILE:
+        account = path.is_relative_to(root / PAYOUTS)
+        if path.is_file() and not path.is_symlink() and path.name != FILE and not account:
             searched += 1
             size += path.stat().st_size
             if here := search(path, traces):

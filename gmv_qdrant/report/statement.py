@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gmv_qdrant.accounting.bundle import FOLDER, read_evidence, read_manifest
+from gmv_qdrant.accounting.bundle import read_evidence, read_manifest
 from gmv_qdrant.accounting.claims import Claim, find_claims
 from gmv_qdrant.accounting.evidence import Evidence
 from gmv_qdrant.accounting.payout import NAMED, Line
@@ -19,6 +19,7 @@ from gmv_qdrant.accounting.records import Record, find_record, read_records
 from gmv_qdrant.accounting.sheets import write_sheet
 from gmv_qdrant.accounting.why import Earner, Use, earners, explained
 from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.files import PAYOUTS
 from gmv_qdrant.images.records import point_id
 from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import allowed_places
@@ -59,7 +60,7 @@ class Statements:
                 "no payout is recorded, so there is no statement: 'gmv-qdrant payout --budget AMOUNT --record PERIOD'"
             )
         record = find_record(records, payout_id) if payout_id else records[-1]
-        folder = root / FOLDER / record.payout.payout_id
+        folder = root / PAYOUTS / record.payout.payout_id
         read_manifest(folder, record.manifest)
         gone = source.query("SELECT point_id FROM training WHERE version_withdrawn IS NOT NULL")["point_id"]
         thumbnails = Thumbnails(root, allowed_places(source))
