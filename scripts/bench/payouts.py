@@ -97,7 +97,7 @@ def main() -> None:
         del evidence, made
         started = time.perf_counter()
         code = (  # the kernel's figure for children starts with the parent's memory
-            "import re, runpy, sys\ntry: runpy.run_path(sys.argv[1], run_name='__main__')\n"
+            "import re, runpy, sys\nsys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "except SystemExit: print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         )
         done = subprocess.run(
