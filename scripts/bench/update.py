@@ -3,7 +3,7 @@ valuing every generated image from scratch on the same collection. One JSON docu
 
     TORCH_HOME=$DATA/weights/torch_home python scripts/bench/update.py --data $DATA --work /tmp/bench-update
 
-$DATA is the folder with ``images/*.npz`` and ``weights/`` that docs/maintenance.md describes.
+$DATA is the folder with ``images/*.npz`` and ``weights/`` that docs/how-to/add-and-withdraw.md describes.
 Both sides run one after the other in one process; `cpu_s` is processor time, which other work on the machine
 disturbs less.
 """
