@@ -179,6 +179,14 @@ def test_a_plug_in_that_never_works_is_a_model_error(
             load("mine", runtime=CPU)
 
 
+def test_a_metric_without_an_identity_is_a_model_error(tmp_path: Path, plugin: Callable[..., None]) -> None:
+    plugin()
+    module = tmp_path / "mine_gmv.py"
+    module.write_text(module.read_text().replace('identity = "brightness"', "pass"))
+    with pytest.raises(ModelError, match="mine cannot be loaded: AttributeError"):
+        load_quality("mine", runtime=CPU)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

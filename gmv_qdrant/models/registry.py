@@ -89,16 +89,17 @@ class Part:
 
     def load(self, runtime: Runtime) -> Any:
         """Raises `ModelError`, whatever the loader raised."""
-        with self._our_errors():
+        with self.our_errors():
             return self.family.load(self.argument, runtime)
 
     def files(self, runtime: Runtime) -> list[WeightFile]:
         """Raises `ModelError`, too: for a model that its library doesn't know, or a library that isn't there."""
-        with self._our_errors():
+        with self.our_errors():
             return self.family.files(self.argument, runtime)
 
     @contextmanager
-    def _our_errors(self) -> Iterator[None]:
+    def our_errors(self) -> Iterator[None]:
+        """Whatever others' code raises inside is a `ModelError`."""
         try:
             yield
         except GmvError:
@@ -157,7 +158,8 @@ def load_quality(name: str, *, runtime: Runtime | None = None) -> QualityMetric 
     runtime = runtime or Runtime()
     resolve_device(runtime.device)
     (part,) = _parts("quality", name)
-    return CheckedMetric(part.name, part.load(runtime))
+    with part.our_errors():
+        return CheckedMetric(part.name, part.load(runtime))
 
 
 def _load(kind: Kind, name: str, runtime: Runtime) -> Encoder:
