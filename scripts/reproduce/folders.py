@@ -262,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workspace = common.workspace(
             path, [training], encoder=given.encoder, distance=distance, quality=given.quality,
             candidates=given.candidates, views=given.views,
+            allow=[str(given.training), str(given.generated)],  # where the links of `gathered` lead
         )  # fmt: skip
         started = time.perf_counter()
         spent = workspace.value([generated])
