@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from gmv_qdrant.errors import FingerprintMismatch, LedgerError, LedgerLocked, SettingsError
 from gmv_qdrant.files import sync_folder
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
@@ -133,6 +131,8 @@ def unmake(root: Path) -> None:
 @contextlib.contextmanager
 def alone(root: Path, patience: float = 0) -> Iterator[None]:
     """As the only writer of a workspace. Raises `LedgerLocked` when there is another."""
+    from filelock import FileLock, Timeout  # whoever only asks needs none
+
     lock = FileLock(root / LOCK)
     try:
         lock.acquire(timeout=patience)

@@ -108,6 +108,8 @@ class Selection:
         """Say what is near."""
         if self.owner is not None:
             require_owner(ledger, self.owner)
+        if self.ids:
+            find_images(ledger, self.ids)
         if self.attribute is None:
             raise SettingsError(f"no training image has {self.describe()}")
         name, wanted = self.attribute.partition("=")[0], self._attribute()[1]
