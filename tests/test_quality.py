@@ -111,7 +111,7 @@ def test_mappings_are_monotone_and_stay_in_the_unit_interval(first: float, secon
         ("clipscore", "compares an image with a caption"),
         ("fid", "compares sets of images"),
         ("maniqa", r"missing of maniqa .543 MB, Apache-2.0; pyiqa.*offline.*models fetch maniqa"),
-        ("musiq", r"missing of musiq.*models fetch musiq"),
+        ("musiq", r"missing of musiq.*models fetch --trust musiq"),
     ],
 )
 def test_what_cannot_be_had_is_said_at_once(
