@@ -349,3 +349,44 @@ def test_named(kind: str, tmp_path: Path) -> None:
     assert all("\n" not in reason for reason in reasons.values())
     assert [reason for reason in reasons.values() if re.search(message, reason)], reasons
     assert sources.census.seen == len(records) + len(reasons) + sum(sources.census.passed.values())
+
+
+def test_a_spreadsheet_is_named(tmp_path: Path) -> None:
+    sources = open_sources([make(tmp_path, "metadata.xlsx", b"PK\3\4")])
+    assert any("save them as CSV" in note for note in sources.plan().notes)
+
+
+def test_a_label_that_is_no_name_is_an_attribute(tmp_path: Path) -> None:
+    """It isn't money: the image comes in, and what was decided is said."""
+    lines = '{"file_name":"0.png","owner":"Ada","label":["cat","dog"]}\n{"file_name":"1.png","label":true}\n'
+    records, reasons, sources = read(make(tmp_path, JSONL, lines))
+    assert not reasons
+    assert [(record.label, record.attributes) for record in records.values()] == [
+        (None, {"label": ["cat", "dog"]}),
+        (None, {"label": True}),
+    ]
+    assert len(sources.census.notes) == 2
+
+
+def test_a_table_in_the_folder_above_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "cats", "x.txt", "")
+    (tmp_path / CSV).write_text("file_name,owner\ncats/0.png,Ada\n")
+    assert any("in the folder above" in note for note in open_sources([tmp_path / "cats"]).plan().notes)
+
+
+def test_single_files_are_described_by_what_is_beside_them(tmp_path: Path) -> None:
+    root = make(tmp_path, CSV, "file_name,owner\n0.png,Ada\n1.png,Bob\n")
+    (root / "1.json").write_text('{"licence": "CC0"}')
+    sources = open_sources([root / "1.png"], owner="default")
+    (record,) = sources
+    assert isinstance(record, Record)
+    assert (record.owners, record.licence) == (("Bob",), "CC0")
+    assert sources.census.seen == 2  # what wasn't asked for isn't counted, but for the table
+
+
+def test_one_row_and_one_sidecar_that_disagree(tmp_path: Path) -> None:
+    root = make(tmp_path, CSV, "file_name,owner\n0.png,Ada\n1.png,Bob\n")
+    (root / "0.json").write_text('{"owner": "Eve"}')
+    records, reasons, _ = read(root)
+    assert list(records) == ["1.png"]
+    assert "disagree on its owner: Ada and Eve" in reasons["0.png"]

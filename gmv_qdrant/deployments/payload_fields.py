@@ -66,7 +66,10 @@ class Fields:
                 ("licence", pick(payload, self.licence)),
             ]
         )
-        attributes = {name: jsonable(pick(payload, name)) for name in names}
+        try:
+            attributes = {name: jsonable(pick(payload, name)) for name in names}
+        except (ValueError, RecursionError) as error:
+            raise ImageError(f"its payload can't be kept: {error}", kind="description") from None
         kept = {name: value for name, value in attributes.items() if value is not None}
         common = {
             "point_id": str(point.id),

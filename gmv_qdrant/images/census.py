@@ -117,6 +117,7 @@ class Census:
 
 
 _SAID = (
+    "save them as CSV",
     "about no image",
     "in an archive",
     "without images",

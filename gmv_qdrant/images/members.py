@@ -162,7 +162,9 @@ class Folder:
         elif names.is_container(member.name):
             self.containers.append(member)
         elif ending in names.OTHER_SUFFIXES:
-            self.census.pass_over(_what(member.name), member.uri)
+            is_sheet = _stem(member.name).lower() == "metadata" and ending in (".xlsx", ".xls", ".ods")
+            what = f"{ending} tables, which aren't read: save them as CSV" if is_sheet else _what(member.name)
+            self.census.pass_over(what, member.uri)
         elif self._is_annotation(member.name):
             self.census.pass_over("second images of a WebDataset sample", member.uri)
         elif ending not in names.IMAGE_SUFFIXES and _holds_images(member):
