@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gmv_qdrant.pipeline.assembly import Assembly
     from gmv_qdrant.pipeline.check import Finding
     from gmv_qdrant.pipeline.streams import Progress
+    from gmv_qdrant.report.figures import Figure
     from gmv_qdrant.web.server import Served
 
 Relation = duckdb.DuckDBPyRelation
@@ -464,6 +465,22 @@ class Workspace:
             self.path, self.published, self.settings.evidence(), value_function, Path(target), title
         )
 
+    def plot_values(self, **function: Unpack[ValueOptions]) -> "Figure":
+        """How the values of training images are distributed, as the report draws it."""
+        return self._figure(function, "Distribution of values")
+
+    def plot_credit_curve(self, **function: Unpack[ValueOptions]) -> "Figure":
+        """The share of credit that the most valued training images hold, as the report draws it."""
+        return self._figure(function, "Credit curve")
+
+    def plot_contributors(self, **function: Unpack[ValueOptions]) -> "Figure":
+        """Among how many training images the credit of a generated one is spread, as the report draws it."""
+        return self._figure(function, "Effective number of contributors")
+
+    def plot_distances(self, **function: Unpack[ValueOptions]) -> "Figure":
+        """Distances of the nearest training images, against quality where it was measured, as the report draws them."""
+        return self._figure(function, "Quality against distance", "Distance of the nearest training image")
+
     def serve(
         self,
         host: str = "127.0.0.1",
@@ -878,6 +895,11 @@ class Workspace:
                 elif isinstance(found, int):
                     summary[name] = summary.get(name, 0) + found
         return summary
+
+    def _figure(self, options: ValueOptions, *titles: str) -> "Figure":
+        from gmv_qdrant.report.figures import figure
+
+        return figure(self.published, self._function(options), *titles)
 
     def _function(self, options: ValueOptions) -> ValueFunction:
         return queries.value_function(self.published, **options)

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 import tiny_workspace
 
-from gmv_qdrant import Workspace
+from gmv_qdrant import SettingsError, Workspace
 
 
 @pytest.fixture
@@ -52,3 +52,23 @@ def test_relations_are_tables_where_there_is_a_notebook(
 def test_no_notebook_is_needed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
     assert len(Workspace(workspace.path).credits().fetchall()) == 1
+
+
+def test_plots_of_the_report(workspace: Workspace, tmp_path: Path) -> None:
+    for plot in (
+        workspace.plot_values,
+        workspace.plot_credit_curve,
+        workspace.plot_contributors,
+        workspace.plot_distances,
+    ):
+        figure = plot(k=3)
+        assert "<svg" in figure._repr_html_()
+        page = figure.save(tmp_path / "plot.html").read_text()
+        assert figure.title in page
+        assert "http" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
+
+
+def test_a_plot_without_anything_valued_says_what_to_do(tmp_path: Path) -> None:
+    empty = Workspace.init(tmp_path / "empty", **tiny_workspace.SETTINGS)
+    with pytest.raises(SettingsError, match="value images first"):
+        empty.plot_contributors()

@@ -409,7 +409,7 @@ def test_something_is_seen_within_a_second(workspace: Path) -> None:
 
 SLOW = """
 import sys, time, gmv_qdrant.pipeline.value as value
-def slow(*_):
+def slow(*_, **__):
     print("slow", file=sys.stderr, flush=True)
     {wait}
 value.value = slow
@@ -443,7 +443,7 @@ def test_ctrl_c_ends_a_run_within_two_seconds(workspace: Path, wait: str) -> Non
         stdout=subprocess.PIPE,
     )
     assert process.stderr is not None
-    while b"slow" not in process.stderr.readline():
+    while process.stderr.readline() != b"slow\n":
         pass
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
