@@ -717,6 +717,7 @@ class Workspace:
         fields: Mapping[str, Any] | None = None,
         where: Mapping[str, str] | None = None,
         sample: int = 16,
+        trust_encoder: bool = False,
         create_index: bool = False,
         enable_quantization: bool = False,
         progress: "Progress | None" = None,
@@ -728,7 +729,8 @@ class Workspace:
         settings: as for `init`; ``vector_name`` None is the only vector, ``filter`` what of the collection is the
         training set. where: payload fields and the values that they must have, beside the filter.
         fields: payload fields by what they say (`gmv_qdrant.deployments.payload_fields.Fields`).
-        sample: images that the encoder is proven with. Two flags are all that is ever written to the collection.
+        sample: images that the encoder is proven with; trust_encoder: none, with the distance ``none``.
+        Two flags are all that is ever written to the collection.
         Raises `CollectionMismatch` when the collection was made with another encoder; nothing is left behind then.
         """
         from gmv_qdrant.deployments.adopt import AdoptOptions, adopt, adopted_fields
@@ -760,7 +762,7 @@ class Workspace:
                 f"the workspace {root} has a collection of its own: adopt into another folder"
             )
         mapping = adopted_fields(json.loads(kept["adopted"])["fields"], fields or {})
-        options = AdoptOptions(sample, enable_quantization)
+        options = AdoptOptions(sample, trust_encoder, enable_quantization)
         try:
             allow = list(workspace.settings.allow)
             with workspace._run("adopt", fields=dataclasses.asdict(mapping), allow=allow) as parts:

@@ -57,7 +57,9 @@ def put(server: Loopback, folder: Path, rows: dict[int, list[float]], collection
 
 
 def adopt(server: Loopback, folder: Path) -> Workspace:
-    Workspace.adopt(folder / "ws", qdrant_url=server.url, collection="theirs", **SETTINGS)
+    Workspace.adopt(
+        folder / "ws", qdrant_url=server.url, collection="theirs", allow=(str(folder),), **SETTINGS
+    )
     return Workspace(folder / "ws")
 
 

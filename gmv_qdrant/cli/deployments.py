@@ -67,6 +67,9 @@ def _filter(_: click.Context, __: click.Parameter, file: Path | None) -> dict[st
     metavar="FILE.json",
     help="Only points that pass this filter, as Qdrant's own API takes it.",
 )
+@click.option(
+    "--trust-encoder", is_flag=True, help="Prove nothing and read no images; needs --distance none."
+)
 @click.option("--create-index", is_flag=True, help="WRITES: payload indexes that the filter needs.")
 @click.option("--enable-quantization", is_flag=True, help="WRITES: product quantization, in place.")
 @click.option(
@@ -96,6 +99,10 @@ def adopt(session: Session, /, workspace: Path | None, as_json: bool, **options:
     with progress(session) as shown:
         summary = Workspace.adopt(workspace or session.workspace, fields=fields, progress=shown, **options)
     show_summary(summary, as_json)
+    if summary.get("same_image"):
+        note(
+            f"  {summary['same_image']:,} points are of an image that another point is of, and count with that"
+        )
     if summary.get("without_uri"):
         note(f"  {summary['without_uri']:,} points name no image and were left out")
     if summary.get("sample_differing"):

@@ -8,6 +8,7 @@ collection but what two flags ask for.
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gmv_qdrant.deployments.encoder_check import EncoderCheck, Stored, check_encoder, name_encoders
+from gmv_qdrant.deployments.encoder_check import (
+    EncoderCheck,
+    Stored,
+    check_encoder,
+    common_length,
+    name_encoders,
+)
 from gmv_qdrant.deployments.payload_fields import Fields
 from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
 from gmv_qdrant.ledger.database import Connection, insert
@@ -30,9 +37,13 @@ from gmv_qdrant.vectors.server.store import ServerStore
 
 @dataclass(frozen=True, slots=True)
 class AdoptOptions:
-    """sample: images to prove the encoder with. The other two are the only writes to the collection."""
+    """sample: images to prove the encoder with. trust_encoder: prove nothing, and need no images.
+
+    The last is the only write to the collection.
+    """
 
     sample: int = 16
+    trust_encoder: bool = False
     enable_quantization: bool = False
 
 
@@ -71,19 +82,25 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
             raise StoreError(
                 f"the collection {parts.settings.collection!r} has no points any more: the ledger stays as it is"
             )
-        fields.check(first, parts.settings.collection)
-        proof = _prove(parts, first, fields, options.sample)
+        if options.trust_encoder:
+            proof = _trusted(parts, first)
+        else:
+            fields.check(first, parts.settings.collection)
+            proof = _prove(parts, first, fields, options.sample)
         length = adopted.get("length", proof.length)  # evidence was made with it
         with parts.ledger.write() as con:
-            facts = {**adopted, "fields": asdict(fields), "length": length, "cosine": proof.cosine}
+            cosine = None if options.trust_encoder else proof.cosine
+            facts = {**adopted, "fields": asdict(fields), "length": length, "cosine": cosine}
             parts.ledger.set_meta(con, adopted=facts)
-    run.figures["cosine"] = round(proof.cosine, 6)
     with run.timed("read points"):
-        _take_in(parts, fields)
-    with run.timed("prove the encoder"):
-        proof = _prove(parts, _spread(parts, options.sample), fields, options.sample)
-    run.figures["cosine"] = round(min(run.figures["cosine"], proof.cosine), 6)
-    run.counts["sample_differing"] = proof.differing
+        _take_in(parts, fields, named=not options.trust_encoder)
+    if options.trust_encoder:
+        parts.progress.note("nobody has proven that the vectors are of the encoder: --trust-encoder")
+    else:
+        with run.timed("prove the encoder"):
+            again = _prove(parts, _spread(parts, options.sample), fields, options.sample)
+        run.figures["cosine"] = round(min(proof.cosine, again.cosine), 6)
+        run.counts["sample_differing"] = again.differing
     parts.spaces.sample(ledger).remember(anew=True)
     if options.enable_quantization:
         _quantize(parts)
@@ -108,13 +125,24 @@ FIRST = 256
 
 def _prove(parts: Assembly, points: list[Point], fields: Fields, sample: int) -> EncoderCheck:
     found = [
-        Stored(uri, point.vector)
+        Stored(uris[0], point.vector)
         for point in points
-        if (uri := fields.uri_of(point.payload)) is not None
+        if (uris := fields.uris_of(point.payload))
         and point.vector is not None
         and np.linalg.norm(point.vector) > 0
     ]
     return check_encoder(parts, found, sample)
+
+
+def _trusted(parts: Assembly, points: list[Point]) -> EncoderCheck:
+    if parts.settings.distance != "none":
+        raise SettingsError(
+            f"--trust-encoder takes the vectors alone, and the distance {parts.settings.distance} needs images: give "
+            "--distance none"
+        )
+    vectors = [point.vector for point in points if point.vector is not None]
+    spec = parts.spaces.store.spec
+    return EncoderCheck(0, 1.0, 0, common_length(spec.distance, spec.name, vectors))
 
 
 def _spread(parts: Assembly, sample: int) -> list[Point]:
@@ -129,22 +157,38 @@ def _spread(parts: Assembly, sample: int) -> list[Point]:
 # -- points become rows ----------------------------------------------------------------------------------------------
 
 
-def _take_in(parts: Assembly, fields: Fields) -> None:
-    run = parts.run
-    intake = _Intake(parts)
-    parts.progress.phase("read points", parts.spaces.store.count())
+def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
+    """named: only points that name an image, whose place tells one image under two ids from two."""
+    run, store = parts.run, parts.spaces.store
+    assert isinstance(store, ServerStore)
+    there = {str(point) for page in store.ids() for point in page}
+    if (counted := store.count()) > len(there) and store.custom_shards:
+        raise CollectionMismatch(
+            f"the collection {parts.settings.collection!r} holds {counted - len(there)} of its ids under several shard "
+            "keys, and a search doesn't tell those apart: give each point an id of its own"
+        )
+    lacking = store.lacking()[store.spec.vector_name]
+    if lacking:
+        run.counts["without_vector"] = lacking
+    intake = _Intake(parts, _moved(parts, there))
+    parts.progress.phase("read points", len(there))
     seen: list[pa.Array] = []
-    for page in parts.spaces.store.scroll():
+    places: dict[str, int | uuid.UUID] = {}
+    for page in store.scroll(fields=fields.payload, having_vector=lacking > 0):
         rows = []
         for point in page:
-            uri = fields.uri_of(point.payload)
-            if uri is None:
+            uris = fields.uris_of(point.payload)
+            if not uris and not named:
+                uris = [f"qdrant://{parts.settings.collection}/{point.id}"]
+            if not uris:
                 run.counts["without_uri"] += 1
-                continue
-            try:
-                rows += fields.rows(point, uri)
-            except ImageError as error:
-                run.quarantine(uri, str(error), error.kind)
+            elif places.setdefault(uris[0], point.id) != point.id:
+                run.counts["same_image"] += 1  # under another id: searches pass it over
+            else:
+                try:
+                    rows += fields.rows(point, uris)
+                except ImageError as error:
+                    run.quarantine(uris[0], str(error), error.kind)
         if rows:
             seen.append(pa.array(sorted({str(row["point_id"]) for row in rows}), pa.string()))
             intake.take(pa.Table.from_pylist(rows, _PAGE))
@@ -160,6 +204,15 @@ def _take_in(parts: Assembly, fields: Fields) -> None:
     if vanished:
         run.counts["vanished"] = len(vanished)
         _take_out(parts, vanished, "vanished from the collection")
+
+
+def _moved(parts: Assembly, there: set[str]) -> dict[str, int]:
+    """Where images of the ledger are whose points have gone, and their keys: one may be back under another id."""
+    rows = parts.ledger.query(
+        "SELECT point_id, uri, training_key AS key FROM training JOIN sources USING (training_key) "
+        "WHERE version_withdrawn IS NULL"
+    ).to_pylist()
+    return {row["uri"]: row["key"] for row in rows if row["point_id"] not in there}
 
 
 def _take_out(parts: Assembly, points: list[str], reason: str) -> None:
@@ -180,14 +233,15 @@ _PAGE = pa.schema(
 class _Intake:
     """Pages of points -> rows of ``training`` and ``sources``: each page durable when `take` returns."""
 
-    def __init__(self, parts: Assembly) -> None:
-        self.parts = parts
+    def __init__(self, parts: Assembly, moved: dict[str, int]) -> None:
+        self.parts, self.moved = parts, moved
         self.run = parts.run
         self.begun = False
         last = parts.ledger.query("SELECT coalesce(max(training_key), 0) AS last FROM training")["last"]
         self.next_key = int(last[0].as_py()) + 1
 
     def take(self, page: pa.Table) -> None:
+        self._follow(page)
         known: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in self.parts.ledger.query(
             """
@@ -233,6 +287,21 @@ class _Intake:
             _replace_sources(con, new + changed)
         self.run.counts["new"] += len({row["key"] for row in new}) - len(replaced)
         self.run.counts["changed"] += len({row["key"] for row in changed}) + len(replaced)
+
+    def _follow(self, page: pa.Table) -> None:
+        """An image whose point has another id now stays the image that it was, and so do its credits."""
+        moved = {
+            self.moved.pop(row["uri"]): row["point_id"]
+            for row in page.to_pylist()
+            if row["uri"] in self.moved
+        }
+        if moved:
+            with self.parts.ledger.write() as con:
+                con.executemany(
+                    "UPDATE training SET point_id = ? WHERE training_key = ?",
+                    [[point, key] for key, point in moved.items()],
+                )
+            self.run.counts["new_ids"] += len(moved)
 
     def _insert_training(self, con: Connection, rows: list[dict[str, Any]]) -> None:
         if not self.begun:  # the first new point of a run begins an training_version

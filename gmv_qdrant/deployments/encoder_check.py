@@ -20,6 +20,7 @@ from gmv_qdrant.models.registry import load_encoder
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.streams import batched, mapped
+from gmv_qdrant.vectors.protocol import VectorDistance
 
 SAME = 0.99
 """Least cosine of an image's stored vector and the one that we compute: other versions of a decoder stay above it."""
@@ -87,11 +88,8 @@ def check_encoder(parts: Assembly, points: Sequence[Stored], wanted: int) -> Enc
             f"embedded again, have a cosine of {cosine:.4f} with their stored vectors, and {SAME} is needed; "
             + _fitting(parts, len(stored[0]), images, stored)
         )
-    norms = np.linalg.norm(stored, axis=1)
-    unit = bool(np.allclose(norms, 1.0, atol=1e-3))
-    return EncoderCheck(
-        len(images), cosine, int((cosines < SAME).sum()), 1.0 if unit else _common_length(parts, norms)
-    )
+    length = common_length(parts.spaces.store.spec.distance, name, [point.vector for point in points])
+    return EncoderCheck(len(images), cosine, int((cosines < SAME).sum()), length)
 
 
 def encoders_of(dim: int) -> list[str]:
@@ -167,17 +165,23 @@ def _is_ready(parts: Assembly, name: str) -> bool:
         return False
 
 
-def _common_length(parts: Assembly, norms: np.ndarray) -> float:
+def common_length(distance: VectorDistance, name: str, vectors: Sequence[np.ndarray]) -> float:
     """What a generated image's vector is scaled to, so that it lies among vectors that aren't of unit length.
 
-    Only under Euclid does the length matter: a cosine divides by it, and a dot product's order doesn't depend on it.
+    A cosine divides by lengths. Under Euclid a query is given the usual one; under Dot the order depends on the stored
+    lengths alone. Raises `CollectionMismatch` where those differ: it would be lengths that order the candidates.
     """
-    if parts.spaces.store.spec.distance != "euclid":
+    norms = np.array([np.linalg.norm(vector) for vector in vectors])
+    if distance == "cosine" or np.allclose(norms, 1.0, atol=1e-3):
         return 1.0
-    if norms.max() > 2 * norms.min():
+    if norms.max() > MAY_DIFFER[distance] * norms.min():
         raise CollectionMismatch(
-            f"the vectors of {parts.settings.collection!r} are compared by Euclid and have lengths from "
-            f"{norms.min():.3g} to {norms.max():.3g}, while encoders here give directions without a length: "
-            "value against a collection with the distance Cosine or Dot"
+            f"the vectors of {name!r} are compared by {distance.capitalize()} and have lengths from {norms.min():.3g} "
+            f"to {norms.max():.3g}, while encoders here give directions without a length: value against a collection "
+            "with the distance Cosine, or with vectors of one length"
         )
-    return float(np.median(norms))
+    return float(np.median(norms)) if distance == "euclid" else 1.0
+
+
+MAY_DIFFER: dict[VectorDistance, float] = {"euclid": 2.0, "dot": 1.02}
+"""The longest vector by the shortest: what recall bears, for the re-ranking after it orders the candidates anew."""

@@ -13,12 +13,13 @@ from gmv_qdrant.errors import ImageError, SettingsError
 from gmv_qdrant.images.descriptions import describe, jsonable, names_of
 from gmv_qdrant.vectors.protocol import Point
 
+LONGEST_URI = 4_096
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Names of payload fields; a dot leads into a nested object.
+    """Names of payload fields, or paths, as `pick` reads them.
 
     attributes: names, or ``"all"`` that none of the others uses. uri_prefix: put before URIs that have no scheme.
     """
@@ -36,21 +37,32 @@ class Fields:
         attributes = kept["attributes"]
         return cls(**{**kept, "attributes": "all" if attributes == "all" else tuple(attributes)})
 
-    def uri_of(self, payload: Mapping[str, Any]) -> str | None:
-        """The image's URI, or None when the payload has none; local paths become absolute."""
+    def uris_of(self, payload: Mapping[str, Any]) -> list[str]:
+        """Where the point's image is, once or several times; local paths become absolute. None where it names none."""
         try:
-            named = next(iter(names_of(pick(payload, self.uri))), None)
+            return list(dict.fromkeys(self._whole(name) for name in names_of(pick(payload, self.uri))))
         except ImageError:
-            named = None
-        if named is None or _SCHEME.match(named):
+            return []
+
+    def _whole(self, named: str) -> str:
+        if _SCHEME.match(named):
             return named
         if self.uri_prefix.endswith("/"):
             named = named.lstrip("/")
         whole = self.uri_prefix + named
         return whole if _SCHEME.match(whole) else os.path.abspath(whole)
 
-    def rows(self, point: Point, uri: str) -> list[dict[str, str | None]]:
-        """What the ledger keeps of a point: a row for each of its owners.
+    @property
+    def payload(self) -> tuple[str, ...] | None:
+        """The fields to ask a server for, whole; None is all of them."""
+        if self.attributes == "all":
+            return None
+        names = (self.uri, self.owner, self.label, self.licence, *self.attributes)
+        whole = [f'"{name}"' for name in names if "." in name]  # it may be a name with a dot, and no path
+        return tuple(dict.fromkeys([*(re.split(r"[.\[]", name)[0] for name in names), *whole]))
+
+    def rows(self, point: Point, uris: Sequence[str]) -> list[dict[str, str | None]]:
+        """What the ledger keeps of a point: a row for each place of its image and each of its owners.
 
         Raises `ImageError` where the payload's owner is no name: a dict, a flag.
         """
@@ -73,12 +85,12 @@ class Fields:
         kept = {name: value for name, value in attributes.items() if value is not None}
         common = {
             "point_id": str(point.id),
-            "uri": uri,
             "label": described.label,
             "licence": described.licence,
             "attributes": json.dumps(described.attributes | kept),
         }
-        return [{**common, "owner": owner} for owner in described.owners or (None,)]
+        owners = described.owners or (None,)
+        return [{**common, "uri": uri, "owner": owner} for uri in uris for owner in owners]
 
     def check(self, points: Sequence[Point], collection: str) -> None:
         """Raises `SettingsError` when a field that was asked for is in none of these points' payloads.
@@ -96,6 +108,12 @@ class Fields:
             if given != default
         ]
         attributes = () if self.attributes == "all" else self.attributes
+        for named in (pick(point.payload, self.uri) for point in points):
+            if isinstance(named, str) and (named.startswith("data:") or len(named) > LONGEST_URI):
+                raise SettingsError(
+                    f"the payload field {self.uri!r} of {collection!r} holds images themselves, which aren't read from "
+                    "there: adopt the vectors alone, with --trust-encoder and --distance none"
+                )
         for name in (self.uri, *describing, *attributes):
             if any(jsonable(pick(point.payload, name)) is not None for point in points):
                 continue
@@ -110,12 +128,27 @@ class Fields:
 
 
 def pick(payload: Mapping[str, Any], name: str) -> Any:
-    """A payload's field; None when it isn't there."""
+    """A payload's field; None when it isn't there.
+
+    A dot leads into an object, or into text that holds JSON; ``[2]`` takes an item of a list, ``[]`` all of them.
+    """
     if name in payload:
         return payload[name]
-    value: Any = payload
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
+    found, several = [payload], False
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d*)\]", name):
+        several = several or (not key and not index)
+        found = [inner for value in found for inner in _into(value, key, index)]
+    return found if several and found else found[0] if found else None
+
+
+def _into(value: Any, key: str, index: str) -> list[Any]:
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return []
+    if key:
+        return [value[key]] if isinstance(value, Mapping) and key in value else []
+    if not isinstance(value, list):
+        return []
+    return value if not index else value[int(index) : int(index) + 1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gmv_qdrant.errors import FingerprintMismatch
+from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.images.records import Unusable
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.pipeline.assembly import Assembly
@@ -255,8 +255,14 @@ def vectors(ledger: Ledger, spaces: Spaces) -> Iterator[Finding]:
     spec = spaces.store.spec
     wrong: list[str] = []
     renamed: list[str] = []
+    try:
+        spaces.sample(ledger).verify()
+    except CollectionMismatch as error:
+        yield Finding("changed vectors", 1, str(error))
     for page in spaces.store.scroll(with_vectors=True):
         for point in page:
+            if point.vector is None and not spaces.owned:  # searches don't see it, and `status` counts it
+                continue
             norm = float(np.linalg.norm(point.vector)) if point.vector is not None else np.nan
             fits = point.vector is not None and len(point.vector) == spec.dim
             if (

@@ -63,6 +63,8 @@ class ServerReader:
         self._connection, self._spec, self._only = connection, spec, only
         self._strict = StrictMode.of(info)
         self._points = info.points_count or 0
+        self.custom_shards = info.config.params.sharding_method == m.ShardingMethod.CUSTOM
+        """Whether one id may be there several times, under several shard keys."""
         connection.begin()
 
     @classmethod

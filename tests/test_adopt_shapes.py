@@ -1,0 +1,223 @@
+"""Collections as people have them: payloads of any shape, lengths, shards and ids that would mislead, vectors alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_workspace
+from store.loopback import Loopback
+
+from gmv_qdrant import Workspace
+from gmv_qdrant.deployments.payload_fields import Fields, pick
+from gmv_qdrant.errors import CollectionMismatch, SettingsError
+
+pytestmark = pytest.mark.usefixtures("impatient")
+SEEDS = range(40)
+SETTINGS = {name: value for name, value in tiny_workspace.SETTINGS.items() if name != "quantization"}
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Loopback]:
+    tiny_workspace.write(folder / "images", SEEDS)
+    tiny_workspace.write(folder / "generated", [100, 101])
+    with Loopback(folder / "server") as loopback:
+        yield loopback
+    assert loopback.invalid == []
+
+
+def vector(seed: int, length: float = 1.0) -> list[float]:
+    row = tiny_workspace.pixels(seed).transpose(2, 0, 1).ravel().astype(np.float64)
+    return (row / np.linalg.norm(row) * length).tolist()
+
+
+def create(server: Loopback, **more: Any) -> None:
+    body = {"vectors": {"size": 192, "distance": "Cosine"}, **more}
+    server.handle("PUT", "/collections/theirs", json.dumps(body).encode())
+
+
+def put(server: Loopback, points: list[dict[str, Any]], **more: Any) -> None:
+    body = json.dumps({"points": points, **more}).encode()
+    server.handle("PUT", "/collections/theirs/points", body)
+
+
+def adopt(server: Loopback, folder: Path, **options: Any) -> dict[str, Any]:
+    given = {"qdrant_url": server.url, "collection": "theirs", "allow": (str(folder),), **SETTINGS, **options}
+    return Workspace.adopt(folder / "ws", **given)
+
+
+def expected(seeds: Any, folder: Path) -> dict[str, float]:
+    totals = {str(seed): 0.0 for seed in seeds}
+    for one in (100, 101):
+        for seed, share in tiny_workspace.contributions(one, seeds, SETTINGS["candidates"], None).items():
+            totals[str(seed)] += share
+    return totals
+
+
+SHAPES: dict[str, tuple[Any, str]] = {
+    "a list": (lambda uri: {"files": [uri, "/elsewhere.png"]}, "files"),
+    "the first of objects": (
+        lambda uri: {"files": [{"url": uri}, {"url": "/elsewhere.png"}]},
+        "files[0].url",
+    ),
+    "all of objects": (lambda uri: {"files": [{"url": uri}, {"url": "/elsewhere.png"}]}, "files[].url"),
+    "JSON in text": (
+        lambda uri: {"_node_content": json.dumps({"metadata": {"path": uri}})},
+        "_node_content.metadata.path",
+    ),
+    "a dot in a name": (lambda uri: {"a.b": uri}, "a.b"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_payloads_of_any_shape(folder: Path, server: Loopback, shape: str) -> None:
+    payload, field = SHAPES[shape]
+    owners = {"owner": ["Ada", "Bo"]}
+    create(server)
+    put(server, [
+        {"id": seed, "vector": vector(seed), "payload": {**payload(f"{folder}/images/{seed}.png"), **owners}}
+        for seed in SEEDS
+    ])  # fmt: skip
+    assert adopt(server, folder, fields={"uri": field})["new"] == 40
+    workspace = Workspace(folder / "ws")
+    workspace.value([folder / "generated"])
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(SEEDS, folder), abs=1e-6)
+    assert set(tiny_workspace.owners(workspace)) == {"Ada", "Bo"}
+
+
+def test_paths_into_payloads() -> None:
+    payload = {"a": [{"b": 1}, {"b": [2, 3]}], "t": '{"x": [{"y": "z"}]}', "n": None}
+    cases = {
+        "a[0].b": 1,
+        "a[].b": [1, [2, 3]],
+        "a[1].b[1]": 3,
+        "t.x[0].y": "z",
+        "a[7].b": None,
+        "t.q": None,
+        "n.x": None,
+    }
+    assert {name: pick(payload, name) for name in cases} == cases
+    assert Fields(uri="t.x[0].y", owner="a[].b").payload == (
+        "t",
+        "a",
+        "label",
+        "licence",
+        '"t.x[0].y"',
+        '"a[].b"',
+    )
+
+
+def test_images_in_the_payload_are_refused_with_the_way_out(folder: Path, server: Loopback) -> None:
+    create(server)
+    put(server, [{"id": 1, "vector": vector(1), "payload": {"uri": "data:image/png;base64,AAAA"}}])
+    with pytest.raises(SettingsError, match=r"holds images themselves.*--trust-encoder"):
+        adopt(server, folder)
+    assert not (folder / "ws").exists()
+
+
+def test_vectors_alone(folder: Path, server: Loopback) -> None:
+    create(server)
+    put(
+        server, [{"id": seed, "vector": vector(seed), "payload": {"owner": f"o{seed % 3}"}} for seed in SEEDS]
+    )
+    with pytest.raises(SettingsError, match=r"needs images: give --distance none"):
+        adopt(server, folder, trust_encoder=True)
+    summary = adopt(server, folder, trust_encoder=True, distance="none")
+    assert summary["new"] == 40
+    assert "cosine" not in summary
+    workspace = Workspace(folder / "ws")
+    workspace.value([folder / "generated"])
+    assert sum(tiny_workspace.owners(workspace).values()) == pytest.approx(2)
+    assert sum(v > 0 for v in tiny_workspace.values(workspace).values()) <= 2 * SETTINGS["candidates"]
+
+
+def test_dot_with_lengths_that_differ(folder: Path, server: Loopback) -> None:
+    create(server, vectors={"size": 192, "distance": "Dot"})
+    rows = [
+        {"id": s, "vector": vector(s, 1 + s / 10), "payload": {"uri": f"{folder}/images/{s}.png"}}
+        for s in SEEDS
+    ]
+    put(server, rows)
+    with pytest.raises(CollectionMismatch, match=r"compared by Dot and have lengths from 1 to 4\.9"):
+        adopt(server, folder)
+
+
+def test_one_id_under_two_shard_keys(folder: Path, server: Loopback) -> None:
+    create(server, sharding_method="custom", shard_number=1)
+    rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
+    put(server, rows, shard_key="a")
+    put(server, rows[:10], shard_key="b")
+    with pytest.raises(CollectionMismatch, match=r"holds 10 of its ids under several shard keys"):
+        adopt(server, folder)
+
+
+def test_points_without_the_vector_are_counted(folder: Path, server: Loopback) -> None:
+    vectors: dict[int, Any] = {s: {"clip": vector(s)} if s % 4 else {"dino": [1, 2]} for s in SEEDS}
+    create(
+        server,
+        vectors={"clip": {"size": 192, "distance": "Cosine"}, "dino": {"size": 2, "distance": "Cosine"}},
+    )
+    put(server, [
+        {"id": s, "vector": vectors[s], "payload": {"uri": f"{folder}/images/{s}.png"}}
+        for s in SEEDS
+    ])  # fmt: skip
+    summary = adopt(server, folder, vector_name="clip")
+    assert (summary["new"], summary["without_vector"]) == (30, 10)
+    workspace = Workspace(folder / "ws")
+    assert workspace.check() == []
+    assert workspace.status()["store"]["points_without_vector"]["clip"] == 10
+
+
+def test_one_image_under_two_ids(folder: Path, server: Loopback) -> None:
+    create(server)
+    rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
+    put(server, [*rows, *({**row, "id": row["id"] + 1_000} for row in rows[:9])])
+    summary = adopt(server, folder)
+    assert (summary["new"], summary["same_image"]) == (40, 9)
+    workspace = Workspace(folder / "ws")
+    workspace.value([folder / "generated"])
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(SEEDS, folder), abs=1e-6)
+
+
+def test_the_same_images_under_new_ids_keep_their_credits(folder: Path, server: Loopback) -> None:
+    create(server)
+    rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
+    put(server, rows)
+    adopt(server, folder)
+    workspace = Workspace(folder / "ws")
+    workspace.value([folder / "generated"])
+    before = tiny_workspace.values(workspace)
+    server.handle("DELETE", "/collections/theirs", b"")
+    create(server)
+    put(server, [{**row, "id": row["id"] + 1_000} for row in rows])
+    with pytest.raises(CollectionMismatch, match="'gmv-qdrant adopt'"):
+        workspace.value([folder / "generated"], batch="b")
+    assert adopt(server, folder)["new_ids"] == 40
+    after = tiny_workspace.values(Workspace(folder / "ws"))
+    assert after == {str(int(key) + 1_000): value for key, value in before.items()}
+    Workspace(folder / "ws").value([folder / "generated"], batch="b")
+    assert Workspace(folder / "ws").check() == []
+
+
+def test_requests_are_few_and_only_what_is_mapped_is_asked_for(folder: Path, server: Loopback) -> None:
+    create(server)
+    rows = [
+        {"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png", "text": "x" * 100_000}}
+        for s in SEEDS
+    ]
+    put(server, rows)
+    workspace = None
+    server.requests.clear()
+    server.answered = 0
+    adopt(server, folder)
+    workspace = Workspace(folder / "ws")
+    asked, read = len(server.requests), server.answered
+    workspace.value([folder / "generated"])
+    assert asked <= 24
+    assert len(server.requests) - asked <= 12
+    assert server.writes() == []
+    assert read > 0
