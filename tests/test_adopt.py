@@ -292,7 +292,7 @@ def test_euclid_with_lengths_that_differ_is_refused(folder: Path, server: ReadOn
     create(server, distance="Euclid")
     put(server, folder, TRAINING[:20], lengths=1.0)
     put(server, folder, TRAINING[20:], lengths=9.0)
-    refused(server, folder, CollectionMismatch, "lengths from 1 to 9.*Cosine or Dot")
+    refused(server, folder, CollectionMismatch, "lengths from 1 to 9.*distance Cosine")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -448,7 +448,7 @@ def test_a_scroll_that_is_cut_off_goes_on(
     def cut(self: ReadOnly, collection: Any, wanted: Any) -> Any:
         nonlocal scrolls
         scrolls += 1
-        if scrolls == 9:
+        if scrolls == 12:
             self.fail(*[Fault("drop")] * 200, on="/points/scroll")
         return original(self, collection, wanted)
 
