@@ -225,6 +225,7 @@ class Workspace:
                 embed = parts.training_engine()
                 ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
                 parts.run.counts["without_owner"] = records.census.without_owner
+                parts.run.resolve(records.census.whole)
                 _tell(records.census, parts, told)
                 if update:
                     self._update(parts)
@@ -279,6 +280,7 @@ class Workspace:
                     progress,
                     control=control,
                 )
+                parts.run.resolve(records.census.whole)
                 _tell(records.census, parts, told)
             summary = records.census.summary(parts.run.counts["quarantined"])
             del summary["without_owner"]  # nobody owns generated images

@@ -25,6 +25,8 @@ class Census:
     first: dict[str, str] = field(default_factory=dict)
     """The first URI that was passed over as each of these, or that a note is about."""
     noted: Counter[str] = field(default_factory=Counter)
+    whole: list[str] = field(default_factory=list, compare=False)
+    """Tables and containers that were read without damage: what quarantine says of them is settled."""
     complete: bool = True
     """Whether all of it was looked at: nothing says beforehand how much a data set of the hub holds."""
 
@@ -86,6 +88,7 @@ class Census:
     def clear(self) -> None:
         self.images = self.without_owner = 0
         self.complete = True
+        self.whole.clear()
         for counts in (self.unusable, self.passed, self.first, self.noted):
             counts.clear()
 

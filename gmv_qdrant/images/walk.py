@@ -10,7 +10,7 @@ import io
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -154,11 +154,15 @@ class Walk:
             if (kind is not None and kind.name == "parquet") or names.suffix(member.name) == ".parquet":
                 layout, rows = read_images(member.uri, load=self.load)
                 _check_way_back(f"{member.uri}#0", member.uri, "0")
-                yield from self._rows(member.uri, layout.notes, rows, image_bytes)
+                if (yield from self._rows(member.uri, layout.notes, rows, image_bytes)):
+                    self.census.whole.append(member.uri)
             elif is_compressed(head) and not self.load and os.path.getsize(member.uri) > PLANNED_ARCHIVE:
                 self.census.complete = False
             else:
-                yield from self._archive(open_archive(member.uri), member.path, tables)
+                archive = open_archive(member.uri)
+                yield from self._archive(archive, member.path, tables)
+                if not archive.damage:
+                    self.census.whole.append(member.uri)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one file
             found = unusable(member.uri, error)
             if found.kind == "no-images":
@@ -214,7 +218,8 @@ class Walk:
         notes: Sequence[str],
         rows: Iterator[tuple[Pairs, object]],
         bytes_of: Callable[[object], bytes],
-    ) -> Iterator[Item]:
+    ) -> Generator[Item, None, bool]:
+        """The images of a table; True where none of it was damaged."""
         for note in notes:
             self.census.note(note, uri)
         number = -1
@@ -233,9 +238,10 @@ class Walk:
             yield self._counted(
                 Unusable(broken.uri, f"it is damaged from row {number + 1} on: {broken.reason}", "table")
             )
-            return
+            return False
         if number < 0:
             self.census.pass_over("tables without rows", uri)
+        return True
 
     # -- what all of them share --------------------------------------------------------------------------------------
 
@@ -293,6 +299,7 @@ class Walk:
                     self.census.pass_over(f"{names.suffix(member.name)} about no image", table.uri)
                 elif not table.problem:  # else it comes out as unusable
                     self.census.pass_over("descriptions", table.uri)
+                    self.census.whole.append(table.uri)
         return tuple(table for table in found if not table.is_other)
 
     def _leftover(self, mark: int) -> Iterator[Unusable]:
