@@ -262,3 +262,15 @@ def test_any_history_equals_a_dictionary(
         model, key=lambda i: (float(np.linalg.norm(model[i] - query[0]).astype(np.float32)), str(i))
     )
     assert store.search(query, 9, EXACT)[0].ids == ranked[:9]
+
+
+def test_ids_are_those_of_all_points(make_store: MakeStore) -> None:
+    store = make_store(SPEC)
+    assert [page for page in store.ids() if page] == []
+    ids = ids_of(2_500)
+    store.upsert(ids, clustered(2_500, 16), [{}] * 2_500)
+    store.delete(ids[:10])
+    store.flush()
+    found = [one for page in store.ids() for one in page]
+    assert len(found) == 2_490
+    assert set(found) == set(ids[10:])
