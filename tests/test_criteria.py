@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
+import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,9 +18,11 @@ from scipy import stats
 
 from gmv_qdrant.errors import FingerprintMismatch, LedgerError, SettingsError, SourceError
 from gmv_qdrant.evaluation import evidence
+from gmv_qdrant.evaluation.criteria import efficiency, sensitivity
 from gmv_qdrant.evaluation.evaluate import CRITERIA, evaluate
 from gmv_qdrant.evaluation.parents import parents_of
 from gmv_qdrant.evaluation.plots import plot
+from gmv_qdrant.evaluation.statistics import detection
 from gmv_qdrant.ledger.database import Ledger, insert
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.selection import Selection
@@ -116,6 +120,47 @@ def test_identical_class_counts_like_a_loop(tmp_path: Path, noise: Callable[...,
     assert (found["rows"][0]["images"], found["left_out"]) == (11, 1)
     by_value = {row["value"]: row for row in found["by_value"]}
     assert by_value["3"]["rho_7"] == by_value["3"]["chance"] == 0.0  # no training image has this label
+
+
+def test_an_image_with_two_labels_agrees_by_either(tmp_path: Path, noise: Callable[..., np.ndarray]) -> None:
+    ledger = make(tmp_path, noise(4, 30), training=labelled(30, 3), generated=labelled(4, 3), candidates=20)
+    before = evaluate(ledger, "identical-class", PAPER, ks=(20,))["rows"][0]
+    with ledger.write() as con:
+        con.execute(
+            "INSERT INTO sources (training_key, uri, label) SELECT training_key, 'copy', '0' FROM training"
+        )
+    after = evaluate(ledger, "identical-class", PAPER, ks=(20,))
+    by_value = {row["value"]: row for row in after["by_value"]}
+    assert by_value["0"]["rho_20"] == by_value["0"]["chance"] == 1.0  # every image has this label, too
+    assert by_value["1"]["chance"] == pytest.approx(before["chance"])
+
+
+def test_the_standard_error_of_c3_has_both_sides(tmp_path: Path) -> None:
+    """Other generated images move the AUROC, too: the error is larger than that of the training side alone."""
+    random = np.random.default_rng(5)
+    bad = np.arange(60) < 20
+    taste = random.normal(0, 0.1, (40, 1)) * np.where(bad, 1, -1)  # each generated image prefers a side
+    ledger = make(
+        tmp_path, np.abs(1 + taste + random.normal(0, 0.2, (40, 60))), candidates=60,
+        training=[{"corrupted": str(int(b))} for b in bad], generated=labelled(40, 1),
+    )  # fmt: skip
+    found = evaluate(ledger, "ood", ValueFunction(k=20), group=Selection(attribute="corrupted"))["rows"][0]
+    values = evidence.values(ledger, ValueFunction(k=20)).value
+    assert found["standard_error"] > 1.1 * (detection(-values, bad).standard_error or 0)
+
+
+def test_the_spread_of_draws_is_that_of_all_subsets() -> None:
+    rates = np.random.default_rng(0).random(6)
+    every = [np.mean(rates[list(some)]) for some in combinations(range(6), 4)]
+    found = sensitivity(rates, [4], repeats=2, seed=0)["rows"][0]
+    assert found["expected_spread"] == pytest.approx(np.std(every))
+
+
+def test_efficiency_is_never_negative() -> None:
+    """Phases overlap: networks work on one chunk while another is written."""
+    timings = json.dumps({"networks": 8.0, "write": 5.0, "total": 10.0})
+    rows = efficiency([{"verb": "value", "counts": '{"valued": 4}', "timings": timings}])["rows"]
+    assert min(row["seconds"] for row in rows) == 0.0
 
 
 def test_identical_class_says_what_is_missing(tmp_path: Path, noise: Callable[..., np.ndarray]) -> None:
@@ -433,8 +478,9 @@ def test_imported_shares_become_credit_in_proportion(workspace: Workspace, tmp_p
     assert theirs.settings.distance == "imported:tracin"
     assert theirs.status()["generated"]["stale"] == 0
     assert workspace.credits("image").fetchall() != theirs.credits("image").fetchall()
+    oracle.write_png(np.zeros((1, 8, 8, 3), np.uint8), tmp_path / "one", "g")
     with pytest.raises(FingerprintMismatch, match="imported from 'tracin'"):
-        theirs.update()
+        theirs.value([tmp_path / "one"])
 
 
 def test_imported_scores_of_any_sign_and_distances(workspace: Workspace, tmp_path: Path) -> None:
@@ -460,8 +506,15 @@ def test_imports_that_make_no_sense_are_a_sentence(workspace: Workspace, tmp_pat
     cases: list[tuple[list[tuple[str, str, float]], str]] = [
         ([("0.png", "gone.png", 1.0)], "no training image is called 'gone.png'"),
         ([("gone.png", "t00000.png", 1.0)], "no generated image is called 'gone.png'"),
-        ([("0.png", "t00000.png", 1.0), ("/made/0.png", "t00000", 2.0)], "more than once"),
-        ([("0.png", "t00000.png", float("nan"))], "not finite"),
+        (
+            [("0.png", "t00000.png", 1.0), ("/made/0.png", "t00000", 2.0)],
+            "'0.png' and 't00000.png' and, as '/made/0.png' and",
+        ),
+        ([("0.png", "t00000.png", float("nan"))], "1 scores that can't be used, the first of them nan"),
+        (
+            [("0.png", "t00000.png", 1.7e308), ("0.png", "t00001.png", -1.7e308)],
+            "2 scores that can't be used",
+        ),
         ([("0.png", "t00000.png", 0.0)], "give nobody credit"),
     ]
     for number, (rows, words) in enumerate(cases):
@@ -471,6 +524,9 @@ def test_imports_that_make_no_sense_are_a_sentence(workspace: Workspace, tmp_pat
     duckdb.sql("SELECT 1 AS a").write_parquet(str(tmp_path / "other.parquet"))
     with pytest.raises(SourceError, match="columns generated, training, score"):
         workspace.import_scores(tmp_path / "other.parquet", tmp_path / "never")
+    good = write_scores(tmp_path / "good.parquet", [("0.png", "t00000.png", 1.0)])
+    with pytest.raises(SettingsError, match="top_k = 32767"):
+        workspace.import_scores(good, tmp_path / "never", top_k=32767)
     assert not (tmp_path / "never").exists()
     with pytest.raises((SettingsError, LedgerError)):
         Workspace(tmp_path / "never")
@@ -493,7 +549,7 @@ def test_every_criterion_is_json_and_a_plot(tmp_path: Path, noise: Callable[...,
         "ood": {"group": group}, "membership": {"group": group}, "sensitivity": {"sizes": (1, 5)},
         "quality-weighting": {"group": group},
     }  # fmt: skip
-    for criterion in CRITERIA:
+    for criterion in CRITERIA.keys() - {"counterfactual"}:
         found = evaluate(ledger, criterion, PAPER, **options.get(criterion, {}))
         assert json.loads(json.dumps(found))["criterion"] == criterion
         assert all(row.keys() == found["rows"][0].keys() for row in found["rows"])

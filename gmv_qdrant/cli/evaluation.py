@@ -193,6 +193,21 @@ def known_parents(workspace: Any, **given: Any) -> None:
     _answer(workspace, "known-parents", {**given, "calibration": None}, options)
 
 
+@evaluate.command()
+@click.argument("subsets", type=_ids)
+@click.argument("losses", type=_ids)
+@_criterion
+def counterfactual(workspace: Any, subsets: Path, losses: Path, **given: Any) -> None:
+    """Whether credit follows what models lose that you have trained again without some of the images.
+
+    SUBSETS has the columns model and training (an image that the model was trained on), or left_out, or left_out_owner;
+    LOSSES has model, generated and loss, less being better, each as often as there were seeds. Parquet or CSV.
+    """
+    calibration = given.pop("calibration")
+    options = {"subsets": subsets, "losses": losses, "calibrations": (calibration,) if calibration else ()}
+    _answer(workspace, "counterfactual", {**given, "calibration": None}, options)
+
+
 @click.command("import-scores")
 @click.argument("file", type=_ids)
 @click.option("--into", type=click.Path(path_type=Path), required=True, help="The workspace to make.")

@@ -13,7 +13,14 @@ import numpy as np
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation.evidence import Agreement, Values
-from gmv_qdrant.evaluation.statistics import Detection, average_ranks, bootstrap, detection, mean, welch
+from gmv_qdrant.evaluation.statistics import (
+    average_ranks,
+    bootstrap,
+    detection,
+    mean,
+    stratified_permutation,
+    welch,
+)
 
 Figures = dict[str, Any]
 
@@ -63,14 +70,18 @@ def out_of_distribution(found: Values, corrupted: np.ndarray) -> Figures:
     """
     ranks = average_ranks(found.value)
     recalled = np.isfinite(found.nearest)
-    rows = [_separation("value", detection(-found.value, corrupted), corrupted, found.value > 0)]
-    rows.append(_separation("nearest", detection(found.nearest, corrupted), corrupted, recalled))
+    values = [-(found.value_parts.sum(axis=0) - part) for part in found.value_parts]
+    nearest = [
+        np.delete(found.nearest_parts, part, axis=0).min(axis=0) for part in range(len(found.nearest_parts))
+    ]
+    everyone = np.ones(len(corrupted), bool)
+    rows = [
+        _separation("value", -found.value, values, corrupted, everyone, found.value > 0),
+        _separation("nearest", found.nearest, nearest, corrupted, everyone, recalled),
+    ]
     if (corrupted & recalled).any() and (~corrupted & recalled).any():
-        among = detection(found.nearest[recalled], corrupted[recalled])
         rows.append(
-            _separation(
-                "nearest, recalled only", among, corrupted[recalled], np.ones(int(recalled.sum()), bool)
-            )
+            _separation("nearest, recalled only", found.nearest, nearest, corrupted, recalled, recalled)
         )
     return {
         "rows": rows,
@@ -82,24 +93,42 @@ def out_of_distribution(found: Values, corrupted: np.ndarray) -> Figures:
     }
 
 
-def _separation(score: str, found: Detection, corrupted: np.ndarray, has: np.ndarray) -> Figures:
-    """One row. has: bool ``(n,)``, which images have a score of their own at all (a value above 0, a distance)."""
+def _separation(
+    name: str,
+    scores: np.ndarray,
+    without: Sequence[np.ndarray],
+    corrupted: np.ndarray,
+    who: np.ndarray,
+    has: np.ndarray,
+) -> Figures:
+    """One row. without: scores ``(n,)`` with each part of the generated images left out. who: bool, whom it is about.
+    has: bool, who has a score of its own at all (a value above 0, a distance)."""
+    found = detection(scores[who], corrupted[who])
+    others = np.array([detection(each[who], corrupted[who]).auroc for each in without])
+    # other generated images (a jackknife) beside other training images (DeLong)
+    of_generated = (len(others) - 1) / len(others) * float(((others - others.mean()) ** 2).sum())
+    error = found.standard_error
     return {
-        "score": score,
+        "score": name,
         "auroc": found.auroc,
-        "standard_error": found.standard_error,
+        "standard_error": None if error is None else float(np.hypot(error, np.sqrt(of_generated))),
         "mean_percentile": found.mean_percentile,
         "tied_pairs": found.tied,
         "corrupted": found.members,
         "clean": found.others,
-        "corrupted_with_score": float(has[corrupted].mean()),
-        "clean_with_score": float(has[~corrupted].mean()),
+        "corrupted_with_score": float(has[who & corrupted].mean()),
+        "clean_with_score": float(has[who & ~corrupted].mean()),
     }
 
 
-def membership(found: Values, trained: np.ndarray, held_out: np.ndarray, credit: np.ndarray) -> Figures:
+def membership(
+    found: Values, trained: np.ndarray, held_out: np.ndarray, credit: np.ndarray, strata: np.ndarray
+) -> Figures:
     """App. D, Table 6: are images that a generator was trained on worth more than images that it never saw?
 
+    The paper's t-test assumes that chance alone decided who was trained on: groups that differ (by class, by ink)
+    differ in value whatever the generator saw. ``permutation_p`` compares images of one stratum only (int ``(n,)``),
+    where membership is drawn anew; it is None where no stratum has images of both groups, for then nothing can be told.
     trained, held_out: bool ``(n,)``, disjoint. credit: float64 ``(m,)``, the share of each generated image's credit
     (over both groups) that goes to the trained ones. Welch's one-sided t-test as in the paper, for values and for the
     smallest distances. ``credit`` in the result is the trained images' share of all value: ``standard_error`` says how
@@ -132,7 +161,13 @@ def membership(found: Values, trained: np.ndarray, held_out: np.ndarray, credit:
     total = float(found.value[both].sum())
     return {
         "rows": rows,
-        "test": {"t": test.t, "df": test.df, "p": test.p, "rank_p": test.rank_p},
+        "test": {
+            "t": test.t,
+            "df": test.df,
+            "p": test.p,
+            "rank_p": test.rank_p,
+            **stratified_permutation(found.value, trained, held_out, strata),
+        },
         "credit": {
             "trained_share": float(found.value[trained].sum()) / total if total > 0 else None,
             "standard_error": mean(credit).standard_error if len(credit) else None,
@@ -169,7 +204,7 @@ def sensitivity(rates: np.ndarray, sizes: Sequence[int], repeats: int, seed: int
     rows = []
     for size in sizes:
         draws = np.array([rates[random.permutation(len(rates))[:size]].mean() for _ in range(repeats)])
-        left = (len(rates) - size) / max(len(rates) - 1, 1)
+        left = (len(rates) - size) / len(rates)  # sd is of the sample, so the correction is by N
         rows.append(
             {
                 "m": size,
@@ -226,7 +261,7 @@ def efficiency(runs: Sequence[Mapping[str, Any]]) -> Figures:
                 for phase, spent in json.loads(run["timings"] or "{}").items():
                     seconds[phase] = seconds.get(phase, 0.0) + spent
         total = seconds.pop("total", 0.0)
-        other = total - sum(seconds.values())
+        other = max(0.0, total - sum(seconds.values()))  # phases overlap: networks work while others write
         for phase, spent in [
             *sorted(seconds.items(), key=lambda item: -item[1]),
             ("other", other),

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gmv_qdrant.errors import SettingsError
 from gmv_qdrant.evaluation import criteria, evidence
+from gmv_qdrant.evaluation.counterfactuals import agreement, ceiling, read_models
 from gmv_qdrant.evaluation.criteria import Figures
 from gmv_qdrant.evaluation.parents import known_parents, parent_figures
 from gmv_qdrant.ledger.database import Readable
-from gmv_qdrant.ledger.queries import ValueFunction, counts, value_function
+from gmv_qdrant.ledger.queries import LOSS, ValueFunction, counts, value_function
 from gmv_qdrant.ledger.selection import Selection
 
 KS = (30, 50, 100)
@@ -85,7 +87,7 @@ def membership(
     trained = evidence.members(ledger, values.keys, group)
     others = ~trained if held_out is None else evidence.members(ledger, values.keys, held_out)
     credit = _trained_share(ledger, function, values.keys, trained, others)
-    return criteria.membership(values, trained, others, credit)
+    return criteria.membership(values, trained, others, credit, evidence.strata(ledger, values.keys))
 
 
 def _trained_share(
@@ -185,6 +187,39 @@ def parents(ledger: Readable, function: ValueFunction, *, calibrations: Sequence
     }
 
 
+def counterfactual(
+    ledger: Readable,
+    function: ValueFunction,
+    *,
+    subsets: str | Path,
+    losses: str | Path,
+    calibrations: Sequence[str] = (),
+) -> Figures:
+    """Whether credit follows what models lose that you have trained again without some of the images (LDS).
+
+    subsets, losses: tables that `read_models` understands. A row for the paper's formula, one for ``function`` where it
+    differs, one for each calibration, and one for ``loss``, the value function that is made for this question.
+    """
+    models = read_models(ledger, Path(subsets), Path(losses), function.batch)
+    asked = {"paper": ValueFunction(k=function.k)}
+    if (function.temperature, function.null_distance, function.relative) != (1.0, None, False):
+        asked[f"temperature {function.temperature:g}"] = function
+    for name in (*calibrations, LOSS):
+        asked[f"calibration {name}" if name != LOSS else LOSS] = value_function(ledger, calibration=name)
+    rows = [
+        {"values": name, "LDS": found.mean, "standard_error": found.standard_error, "totals": found.totals}
+        for name, each in asked.items()
+        for found in [agreement(models.credit(ledger, each), models.losses.mean(axis=1))]
+    ]
+    return {
+        "rows": rows,
+        "ceiling": ceiling(models.losses),
+        "models": len(models.losses),
+        "seeds": models.losses.shape[1],
+        "images": models.losses.shape[2],
+    }
+
+
 CRITERIA: dict[str, Callable[..., Figures]] = {
     "identical-class": identical_class,
     "attributes": attributes,
@@ -194,6 +229,7 @@ CRITERIA: dict[str, Callable[..., Figures]] = {
     "quality-weighting": quality_weighting,
     "efficiency": efficiency,
     "known-parents": parents,
+    "counterfactual": counterfactual,
 }
 
 

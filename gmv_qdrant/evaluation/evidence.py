@@ -14,8 +14,8 @@ from gmv_qdrant.ledger.database import Readable, literal
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.selection import Selection
 
-TRUE = "('1', '1.0', 'true', 't', 'yes', 'y')"
-"""What counts as yes in an attribute, whatever its case."""
+PARTS = 20
+"""Parts of the generated images, each of which is left out in turn."""
 
 
 def _field(alias: str, name: str) -> str:
@@ -55,21 +55,24 @@ class Agreement:
 def agreement(ledger: Readable, fields: Sequence[str], ks: Sequence[int], batch: str | None) -> Agreement:
     """How many of the k nearest have the same label or attributes as the generated image, for each image and k.
 
-    A training image that lacks a field doesn't agree.
+    A training image agrees when one of its sources does, and not when it lacks a field.
     Raises `SettingsError` when no generated image has the fields, or one has fewer than k candidates.
     """
     mine = ", ".join(_field("g", name) for name in fields)
-    theirs = ", ".join(_field("t", name) for name in fields)
+    theirs = ", ".join(_field("s", name) for name in fields)
     present = " AND ".join(f"{_field('g', name)} IS NOT NULL" for name in fields)
     counted = ", ".join(f"count(*) FILTER (WHERE agrees AND rank <= {int(k)}) AS k{int(k)}" for k in ks)
     table = ledger.query(
         f"""
         WITH wanted AS (SELECT generated_key, [{mine}] AS own FROM generated g WHERE {_in_batch(batch)} AND {present}),
-        trained AS (SELECT training_key, [{theirs}] AS own FROM training t WHERE version_withdrawn IS NULL),
-        sizes AS (SELECT own, count(*) / sum(count(*)) OVER () AS share FROM trained GROUP BY own),
+        trained AS (SELECT DISTINCT training_key, [{theirs}] AS own
+            FROM training t JOIN sources s USING (training_key) WHERE version_withdrawn IS NULL),
+        sizes AS (SELECT own, count(*) / (SELECT count(DISTINCT training_key) FROM trained) AS share
+            FROM trained GROUP BY own),
         judged AS (
-            SELECT w.generated_key, w.own, m.rank, t.own IS NOT DISTINCT FROM w.own AS agrees
-            FROM matches m JOIN wanted w USING (generated_key) JOIN trained t USING (training_key))
+            SELECT w.generated_key, w.own, m.rank, t.own IS NOT NULL AS agrees
+            FROM matches m JOIN wanted w USING (generated_key)
+            LEFT JOIN trained t ON t.training_key = m.training_key AND t.own IS NOT DISTINCT FROM w.own)
         SELECT array_to_string(j.own, ' & ') AS name, {counted}, count(*) AS candidates,
                coalesce(any_value(s.share), 0) AS chance
         FROM judged j LEFT JOIN sizes s ON s.own = j.own GROUP BY j.generated_key, j.own ORDER BY j.generated_key"""
@@ -104,12 +107,15 @@ class Values:
     """One row for each training image, in order of its key.
 
     value: float64, Eq. 5. nearest: float64, the smallest distance to any generated image that has it among its
-    candidates, infinite when none has.
+    candidates, infinite when none has. value_parts, nearest_parts: float64 ``(parts, n)``, the same by each part of the
+    generated images alone, so that the other side of the sampling can be judged.
     """
 
     keys: np.ndarray
     value: np.ndarray
     nearest: np.ndarray
+    value_parts: np.ndarray
+    nearest_parts: np.ndarray
 
 
 def values(ledger: Readable, function: ValueFunction) -> Values:
@@ -122,11 +128,50 @@ def values(ledger: Readable, function: ValueFunction) -> Values:
         SELECT v.training_key, v.value, coalesce(n.nearest, 'infinity'::DOUBLE) AS nearest
         FROM image_values({function.sql()}) v LEFT JOIN nearest n USING (training_key) ORDER BY v.training_key"""
     )
-    found = Values(*(table[name].to_numpy() for name in ("training_key", "value", "nearest")))
+    keys, value, nearest = (table[name].to_numpy() for name in ("training_key", "value", "nearest"))
+    found = Values(keys, value, nearest, *_by_part(ledger, function, keys))
     if not np.isfinite(found.nearest).any():
         of = f" of the batch {function.batch!r}" if function.batch else ""
         raise SettingsError(f"no generated image{of} was valued yet: gmv-qdrant value FOLDER")
     return found
+
+
+def _by_part(ledger: Readable, function: ValueFunction, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = f"""parts AS (
+        SELECT g.generated_key, row_number() OVER (ORDER BY md5(content_hash || uri)) % {PARTS} AS part
+        FROM generated g WHERE NOT g.control AND {_in_batch(function.batch)})"""
+    value, nearest = np.zeros((PARTS, len(keys))), np.full((PARTS, len(keys)), np.inf)
+    for into, what, source in (
+        (value, "sum(contribution)", f"contributions({function.sql()})"),
+        (nearest, "min(distance)", "matches"),
+    ):
+        rows = ledger.query(
+            f"""WITH {parts} SELECT part, training_key, {what} AS number FROM {source} JOIN parts USING (generated_key)
+            GROUP BY ALL"""
+        )
+        at = np.searchsorted(keys, rows["training_key"].to_numpy())
+        there = at < len(keys)
+        there[there] = keys[at[there]] == rows["training_key"].to_numpy()[there]
+        into[rows["part"].to_numpy()[there], at[there]] = rows["number"].to_numpy()[there]
+    return value, nearest
+
+
+def strata(ledger: Readable, keys: np.ndarray) -> np.ndarray:
+    """int ``(n,)``: images that resemble each other before any generator comes in: by label, and, where there is a
+    control set, by the fifth of the training images that their nearness to strangers puts them in."""
+    table = ledger.query(
+        """SELECT k.key, l.label, c.fifth FROM keys k
+        LEFT JOIN (SELECT training_key AS key, min(label) AS label FROM sources GROUP BY ALL) l USING (key)
+        LEFT JOIN (SELECT training_key AS key, ntile(5) OVER (ORDER BY min(distance), training_key) AS fifth
+            FROM matches JOIN generated USING (generated_key) WHERE control GROUP BY training_key) c USING (key)
+        ORDER BY k.key""",
+        keys=pa.table({"key": pa.array(keys, pa.int32())}),
+    )
+    names = [
+        f"{label}|{fifth}"
+        for label, fifth in zip(*(table[n].to_pylist() for n in ("label", "fifth")), strict=True)
+    ]
+    return np.unique(np.array(names), return_inverse=True)[1]
 
 
 def members(ledger: Readable, keys: np.ndarray, group: Selection) -> np.ndarray:

@@ -3,8 +3,7 @@
 Eq. 6 gives credit in proportion to exp(-d). So a score becomes a distance by one of three mappings:
 
 - ``share``: d = -ln(score). At temperature 1 credit is in proportion to the scores. Scores of 0 are no evidence
-and are left
-  out; negative ones are refused.
+  and are left out; negative ones are refused.
 - ``similarity``: d = (largest score of the image) - score, for scores of any sign (influence functions): a softmax.
 - ``distance``: d = score.
 
@@ -32,6 +31,10 @@ from gmv_qdrant.ledger.runs import recorded
 from gmv_qdrant.settings import Settings
 
 MAPPINGS = ("share", "similarity", "distance")
+MOST = 10_000
+"""Training images that can be kept for a generated one."""
+LARGEST = 1e100
+"""Absolute value of a score; beyond it differences of scores are no numbers any more."""
 _COPIED = ("training", "sources", "generated")
 
 
@@ -55,6 +58,8 @@ def import_scores(
     """
     if score_type not in MAPPINGS:
         raise SettingsError(f"score_type = {score_type!r} can't be used: it is one of {', '.join(MAPPINGS)}")
+    if not 1 <= top_k <= MOST:
+        raise SettingsError(f"top_k = {top_k} can't be used: it is from 1 to {MOST:,}")
     if folder.is_workspace(into):
         raise SettingsError(f"{into} is a workspace already: imported scores get a new one")
     table = _read(file)
@@ -63,10 +68,13 @@ def import_scores(
     generated = _keys(ledger, table["generated"], "generated")
     training = _keys(ledger, table["training"], "training")
     scores = table["score"].to_numpy()
-    if not np.isfinite(scores).all():
-        raise SettingsError(f"{file} has scores that are not finite numbers")
-    if len(np.unique(np.stack([generated, training]), axis=1).T) < len(scores):
-        raise SettingsError(f"{file} gives a pair of images more than once: one score a pair is needed")
+    wrong = ~(np.abs(scores) <= LARGEST)
+    if wrong.any():
+        raise SettingsError(
+            f"{file} has {int(wrong.sum()):,} scores that can't be used, the first of them {scores[wrong][0]}: "
+            f"they must be numbers from -{LARGEST:g} to {LARGEST:g}"
+        )
+    _refuse_double_pairs(table, generated, training, file)
     generated, training, distances = _distances(generated, training, scores, score_type, file)
     order = np.lexsort((training, distances, generated))
     generated, training, distances = generated[order], training[order], distances[order]
@@ -98,6 +106,23 @@ def import_scores(
         "matches": int(keep.sum()),
         "dropped": int(len(scores) - keep.sum()),
     }
+
+
+def _refuse_double_pairs(table: pa.Table, generated: np.ndarray, training: np.ndarray, file: Path) -> None:
+    """One image may go by two names: both are said."""
+    order = np.lexsort((training, generated))
+    same = np.flatnonzero((np.diff(generated[order]) == 0) & (np.diff(training[order]) == 0))
+    if not len(same):
+        return
+    rows = [
+        {name: table[name][int(order[at])].as_py() for name in ("generated", "training")}
+        for at in same[0] + (0, 1)
+    ]
+    first, second = (f"{row['generated']!r} and {row['training']!r}" for row in rows)
+    again = "again" if first == second else f"and, as {second}, again"
+    raise SettingsError(
+        f"{file} has a score for {first} {again}: one score for each pair of images is needed"
+    )
 
 
 def _read(file: Path) -> pa.Table:

@@ -148,6 +148,17 @@ def _parents(axes: Axes, figures: Figures) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def _lds(axes: Axes, figures: Figures) -> None:
+    rows = figures["rows"]
+    axes.bar(
+        [row["values"] for row in rows], _column(rows, "LDS"), yerr=_errors(rows, 1), color=BLUE, capsize=3
+    )
+    if figures["ceiling"]:
+        axes.axhline(figures["ceiling"], linestyle="--", color=GREY, label="ceiling")
+        axes.legend(frameon=False)
+    axes.set(ylabel="LDS")
+
+
 def _column(rows: list[Figures], name: str, times: float = 1.0) -> list[float]:
     return [times * (row[name] or 0.0) for row in rows]
 
@@ -165,4 +176,5 @@ _DRAW: dict[str, Callable[[Any, Figures], None]] = {
     "quality-weighting": _scores,
     "efficiency": _seconds,
     "known-parents": _parents,
+    "counterfactual": _lds,
 }

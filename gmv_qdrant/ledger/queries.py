@@ -110,7 +110,7 @@ def calibrations(ledger: Readable) -> dict[str, dict[str, Any]]:
 
 
 RULES = {"shares": "credits", "owner-shapley": "owner_shapley", "knn-shapley": "knn_shapley"}
-"""How the credit of one generated image is divided: name -> macro; docs/method.md says what each rewards."""
+"""How the credit of one generated image is divided: name -> macro; docs/concepts/method.md says what each rewards."""
 
 
 def credits(
