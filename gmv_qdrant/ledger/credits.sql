@@ -1,4 +1,4 @@
--- The value functions, as macros over the evidence; docs/method.md says what each one rewards.
+-- The value functions, as macros over the evidence; docs/concepts/method.md says what each one rewards.
 -- Every sum that an answer shows is one of integers of 2^-60, so it is the same on any number of threads.
 
 CREATE OR REPLACE MACRO _gmv_fixed(x) AS CAST(x * 1152921504606846976.0 AS HUGEINT);
