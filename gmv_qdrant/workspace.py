@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 import duckdb
+import pyarrow as pa
 
 from gmv_qdrant import folder, notebook
 from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
@@ -549,6 +550,45 @@ class Workspace:
 
         with self._run("calibrate") as parts:
             return calibrate(parts, name=name, probes=probes, seed=seed, k=k, null_distance=null_distance)
+
+    def advise(
+        self,
+        paths: str | Path | Sequence[str | Path] = (),
+        *,
+        encoders: Sequence[str] = (),
+        distances: Sequence[str] = (),
+        sample: int = 1000,
+        probes: int = 300,
+        seed: int = 0,
+    ) -> Relation:
+        """Which encoder and distance, with and without a thumbnail, find the parents of probes best, the best first.
+
+        paths: images to try them on; none is this workspace's own training images. encoders, distances: names to try
+        beside this workspace's. It reads and computes only; a workspace keeps the vectors that it was made with.
+        """
+        from gmv_qdrant.evaluation.advise import advise
+        from gmv_qdrant.images.sources import open_sources
+        from gmv_qdrant.models.devices import Runtime
+        from gmv_qdrant.pipeline.streams import NullProgress
+
+        if not paths:
+            found = self.published.query("SELECT DISTINCT uri FROM sources ORDER BY uri")["uri"].to_pylist()
+            step = max(1, len(found) // sample)
+            paths = [str(uri) for uri in found[::step][:sample]]
+        settings, progress = self.settings, self._progress or NullProgress()
+        rows = advise(
+            open_sources(_whole_names(paths), allowed=list(settings.allow)),
+            encoders=[settings.encoder, *encoders],
+            distances=[settings.distance, *distances],
+            views=settings.views,
+            sample=sample,
+            probes=probes,
+            candidates=settings.candidates,
+            seed=seed,
+            runtime=Runtime.of(settings, getattr(progress, "download", None)),
+            progress=progress,
+        )
+        return self._relation(pa.Table.from_pylist(rows))
 
     def evaluate(
         self, criterion: str, *, options: dict[str, Any] | None = None, **function: Unpack[ValueOptions]

@@ -280,4 +280,28 @@ def calibrate(workspace: Any, as_json: bool, **options: Any) -> None:
     note(f"use it: gmv-qdrant credits --by owner --calibration {options['name']}")
 
 
-COMMANDS = (calibrate, evaluate, import_scores)
+@click.command()
+@click.argument("paths", nargs=-1)
+@click.option("--encoder", "encoders", multiple=True, help="Also try this one; several times.")
+@click.option("--distance", "distances", multiple=True, help="Also try this one; several times.")
+@click.option(
+    "--sample", type=click.IntRange(min=40), default=1000, show_default=True, help="Images to try on."
+)
+@click.option("--probes", type=click.IntRange(min=10), default=300, show_default=True, help="How many.")
+@click.option("--seed", default=0, show_default=True, help="Of the choice of probes.")
+@answer_options
+@with_workspace
+def advise(workspace: Any, paths: tuple[str, ...], form: str, **options: Any) -> None:
+    """Which encoder and distance fit these images, the best first; before a million of them are taken in.
+
+    PATHS are images to try on; without any, this workspace's training images. Each pair is tried with and without a
+    thumbnail, on probes: training images, transformed, whose parents are known.
+    """
+    relation = workspace.advise(paths, **options)
+    show(relation, form, title="advice")
+    if form == "table":
+        encoder, distance = relation.project("encoder, distance").fetchone()
+        note(f"fits best: gmv-qdrant init NEW --encoder '{encoder}' --distance '{distance}'")
+
+
+COMMANDS = (calibrate, advise, evaluate, import_scores)

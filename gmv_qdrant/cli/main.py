@@ -38,7 +38,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("pages", "The same as local pages: browse, sort, filter, drop an image."),
     },
     "Evaluation": {
-        "calibrate": ("evaluation", "Fit the temperature on transformed training images."),
+        "advise": ("evaluation", "Which encoder and distance fit these images, before a million come in."),
+        "calibrate": ("evaluation", "Fit on transformed training images: of whom is this nearly a copy?"),
         "evaluate": (
             "evaluation",
             "The paper's criteria, and known parents, on the images of this workspace.",
