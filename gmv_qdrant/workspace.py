@@ -985,6 +985,10 @@ class Workspace:
                     "points_without_vector": store.lacking(),
                     "protocol": store.protocol,
                     "adopted": "adopted" in self.published.meta(),
+                    "encoder_proven": json.loads(self.published.meta().get("adopted", '{"cosine": 1}'))[
+                        "cosine"
+                    ]
+                    is not None,
                 }
         except StoreError as error:
             return {"engine": "server", "state": "unavailable", "error": str(error)}

@@ -132,6 +132,7 @@ def test_vectors_alone(folder: Path, server: Loopback) -> None:
     workspace = Workspace(folder / "ws")
     workspace.value([folder / "generated"])
     assert sum(tiny_workspace.owners(workspace).values()) == pytest.approx(2)
+    assert workspace.status()["store"]["encoder_proven"] is False
     assert sum(v > 0 for v in tiny_workspace.values(workspace).values()) <= 2 * SETTINGS["candidates"]
 
 

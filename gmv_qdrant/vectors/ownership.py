@@ -63,7 +63,8 @@ class Owner:
             wanted = json.dumps({KEY: {"id": self.id}})
             raise CollectionMismatch(
                 f"the collection {name!r} at {shown} was not made by this workspace: choose another name with "
-                "--collection, use it as it is with 'gmv-qdrant adopt', or, to make it yourself, give it the "
+                "--collection, use it as it is with 'gmv-qdrant adopt', delete it where it stands in the place of one "
+                "that was lost ('gmv-qdrant check --repair' makes that anew), or, to make it yourself, give it the "
                 f"metadata {wanted}"
             )
         if there["id"] != self.id:
