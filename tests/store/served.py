@@ -174,7 +174,7 @@ class Collection:
         if self.yellow > 0:
             self.yellow -= 1
             status = "yellow"
-        elif self.builds_now and info.points_count > 100 and self.unbuilt(info) > self.threshold * 1_024:
+        elif self.builds_now and self.unbuilt(info) > self.threshold * 1_024:
             self.build()  # a server's background work
             status = "yellow"
         vectors: Any = {n: v.model_dump(mode="json", exclude_none=True) for n, v in self.vectors.items()}
