@@ -54,6 +54,7 @@ class ValueOptions(TypedDict, total=False):
     batch: str | None
     null_distance: float | None
     relative: bool
+    as_of: str | None
 
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(ValueFunction)}
@@ -201,12 +202,15 @@ class Workspace:
         *,
         owner: str | None = None,
         readmit: bool = False,
+        reassign: bool = False,
         retry_quarantined: bool = False,
         update: bool = True,
     ) -> dict[str, Any]:
         """Take in training images from folders, files, Parquet, tars or ``hf://`` names; returns counts and timings.
 
         owner: for images whose metadata names none. readmit: also images that were withdrawn.
+        reassign: believe sources that name another owner, licence or label than before; otherwise they stay as they
+        were, and the summary's ``changes`` say how many would change, from what to what.
         retry_quarantined: in place of paths, the inputs in quarantine from earlier ingests, as they were asked for.
         update: bring all evidence to the new training set at the end, so that credits are exact.
         Raises `SourceError` for a path that is missing or holds no image.
@@ -224,7 +228,16 @@ class Workspace:
             with self._run("ingest", paths=names, owner=owner, allow=allow) as parts:
                 parts.progress.phase("ingest", total)
                 embed = parts.training_engine()
-                ingest(records, parts.run, self.ledger, parts.spaces, embed, parts.progress, readmit=readmit)
+                ingest(
+                    records,
+                    parts.run,
+                    self.ledger,
+                    parts.spaces,
+                    embed,
+                    parts.progress,
+                    readmit=readmit,
+                    reassign=reassign,
+                )
                 parts.run.counts["without_owner"] = records.census.without_owner
                 parts.run.resolve(records.census.whole)
                 _tell(records.census, parts, told)

@@ -27,8 +27,8 @@ def synthetic(
     uri = f"{folder}/files/"
     with workspace.ledger.write() as con:
         con.execute(
-            f"""INSERT INTO training (training_key, point_id, label, width, height, version_added)
-            SELECT i, 'point-' || i, 'label ' || i % 10, 8, 8, 1 FROM range(1, {training + 1}) r(i)"""
+            f"""INSERT INTO training (training_key, point_id, width, height, version_added)
+            SELECT i, 'point-' || i, 8, 8, 1 FROM range(1, {training + 1}) r(i)"""
         )
         con.execute(
             f"""INSERT INTO sources (training_key, uri, owner, label)

@@ -52,7 +52,7 @@ def make(
         labels = pa.array([row.get("label") for row in training], pa.string())
         attributes = [json.dumps({k: v for k, v in row.items() if k != "label"}) for row in training]
         insert(con, "training", {"training_key": range(n), "point_id": ids, "content_hash": [f"hash-{i}" for i in ids],
-                                 "label": labels, "version_added": [1] * n, "attributes": attributes})  # fmt: skip
+                                 "version_added": [1] * n})  # fmt: skip
         insert(con, "sources", {"training_key": range(n), "uri": [f"/data/{i}.png" for i in ids], "label": labels,
                                 "attributes": attributes})  # fmt: skip
         insert(con, "generated", {

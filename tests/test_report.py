@@ -144,9 +144,10 @@ def test_hostile_names_stay_text(tmp_path: Path, hostile: str) -> None:
     workspace = synthetic(tmp_path / "w", generated=3, training=10)
     with workspace.ledger.write() as con:
         con.execute(
-            "UPDATE sources SET uri = $1 || training_key, owner = $1, label = $1, licence = $1", [hostile]
+            """UPDATE sources SET uri = $1 || training_key, owner = $1, label = $1, licence = $1,
+            attributes = to_json($1)""",
+            [hostile],
         )
-        con.execute("UPDATE training SET label = $1, attributes = to_json($1)", [hostile])
         con.execute("UPDATE generated SET uri = $1 || generated_key, batch = $1, label = $1", [hostile])
         con.execute("INSERT INTO quarantine VALUES ($1, $1, $1, 'run', now())", [hostile])
     html, parsed = written(workspace, batch=hostile)

@@ -165,6 +165,7 @@ def function_options(command: F) -> F:
             ),
             click.option("--no-quality", is_flag=True, help="Don't weigh by the generated image's quality."),
             click.option("--batch", help="Only the generated images valued under this name."),
+            click.option("--as-of", metavar="DATE", help="Credit goes to whom the sources named then (UTC)."),
         )
     ):
         command = option(command)
@@ -179,6 +180,7 @@ def function_of(options: dict[str, Any]) -> dict[str, Any]:
         "calibration": options["calibration"],
         "quality_weighted": not options["no_quality"],
         "batch": options["batch"],
+        "as_of": options["as_of"],
     }
 
 

@@ -320,6 +320,21 @@ def cell(value: Any, *, grouped: bool = True) -> str:
     return printable(str(value))
 
 
+def changes_told(summary: dict[str, Any], most: int = 5) -> list[str]:
+    """Sentences on sources that name another owner, licence or label than before."""
+    changes = summary.get("changes", [])
+    if not changes:
+        return []
+    shown = [
+        f"{change['field']} of {change['sources']:,} from {change['before'] or 'none'} to {change['after'] or 'none'}"
+        for change in changes[:most]
+    ]
+    what = "; ".join([*shown, *([f"{len(changes) - most:,} more"] if changes[most:] else [])])
+    if summary.get("not_reassigned"):
+        return [f"  not changed: {what}; these sources stay as they were, and --reassign changes them"]
+    return [f"  changed: {what}; what was said before stays in source_history"]
+
+
 def print_summary(summary: dict[str, Any], elapsed: float) -> None:
     """What a run did, in one line; with ``--verbose``, what each phase took."""
     counts = ", ".join(
@@ -336,5 +351,7 @@ def print_summary(summary: dict[str, Any], elapsed: float) -> None:
     if messages.verbose and seconds:
         ordered = sorted(seconds.items(), key=lambda item: -item[1])
         note("  " + ", ".join(f"{name.replace('_', ' ')} {spent:.2f} s" for name, spent in ordered))
+    for line in changes_told(summary):
+        note(line)
     if summary.get("quarantined"):
         note('  what was wrong: gmv-qdrant sql "SELECT uri, reason FROM quarantine"')

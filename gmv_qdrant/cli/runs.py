@@ -55,6 +55,9 @@ def _paths_or_retry(paths: tuple[str, ...], retry: bool) -> None:
 @click.argument("paths", nargs=-1)
 @click.option("--owner", help="Owner of images whose metadata names none.")
 @click.option("--readmit", is_flag=True, help="Take in images again that were withdrawn.")
+@click.option(
+    "--reassign", is_flag=True, help="Believe sources that name another owner, licence or label than before."
+)
 @retry_option
 @update_option
 @engine_options
@@ -65,6 +68,7 @@ def ingest(
     paths: tuple[str, ...],
     owner: str | None,
     readmit: bool,
+    reassign: bool,
     retry_quarantined: bool,
     update: bool,
     as_json: bool,
@@ -72,11 +76,17 @@ def ingest(
     """Take in training images: folders, files, Parquet, tars, hf://NAME.
 
     A metadata.csv, .jsonl or .parquet beside the images gives file_name, owner, label, licence and any other
-    attribute. What is known already is skipped; what can't be used is quarantined with its reason.
+    attribute. What is known already is skipped; what can't be used is quarantined with its reason. A source that
+    names another owner, licence or label than before stays as it was, unless you say --reassign.
     """
     _paths_or_retry(paths, retry_quarantined)
     summary = workspace.ingest(
-        paths, owner=owner, readmit=readmit, retry_quarantined=retry_quarantined, update=update
+        paths,
+        owner=owner,
+        readmit=readmit,
+        reassign=reassign,
+        retry_quarantined=retry_quarantined,
+        update=update,
     )
     show_summary(summary, as_json)
     _require_something(summary, ("new", "sources", "known"))

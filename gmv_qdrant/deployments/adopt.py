@@ -28,6 +28,7 @@ from gmv_qdrant.deployments.payload_fields import Fields
 from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
 from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.selection import Selection
+from gmv_qdrant.ledger.sources import SOURCES, Written, write_sources
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.recovery import remove_images
 from gmv_qdrant.pipeline.withdraw import cut_short, preview, take_out
@@ -282,9 +283,8 @@ class _Intake:
         with self.parts.ledger.write() as con:
             if new:
                 self._insert_training(con, new)
-            if changed:
-                _describe_again(con, changed)
-            _replace_sources(con, new + changed)
+            told = self._write_sources(con, new + changed)
+        self.run.tell_changes(told.changes, kept=True)
         self.run.counts["new"] += len({row["key"] for row in new}) - len(replaced)
         self.run.counts["changed"] += len({row["key"] for row in changed}) + len(replaced)
 
@@ -317,36 +317,22 @@ class _Intake:
             {
                 "training_key": keys,
                 "point_id": [row["point_id"] for row in rows],
-                "label": pa.array([row["label"] for row in rows], pa.string()),
                 "version_added": [self.run.training_version] * len(rows),
-                "attributes": [row["attributes"] for row in rows],
             },
         )
+
+    def _write_sources(self, con: Connection, rows: list[dict[str, Any]]) -> Written:
+        """What the collection says of these images now: it is the authority, so it may reassign."""
+        columns = [name for name in SOURCES.names if name in _PAGE.names]
+        table = pa.Table.from_pylist(
+            [{**{name: row[name] for name in columns}, "training_key": row["key"]} for row in rows], SOURCES
+        )
+        return write_sources(con, self.run.run_id, table, reassign=True)
 
 
 def _facts(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
     """What an image's sources say: one row for each owner."""
     return {tuple(row[name] for name in ("uri", "owner", "label", "licence", "attributes")) for row in rows}
-
-
-def _describe_again(con: Connection, rows: list[dict[str, Any]]) -> None:
-    rows = list({row["key"]: row for row in rows}.values())
-    con.register("described", pa.Table.from_pylist(rows, _PAGE.append(pa.field("key", pa.int32()))))
-    con.execute(
-        """UPDATE training SET label = d.label, attributes = d.attributes
-        FROM described d WHERE training.training_key = d.key"""
-    )
-    con.unregister("described")
-
-
-def _replace_sources(con: Connection, rows: list[dict[str, Any]]) -> None:
-    keys = [row["key"] for row in rows]
-    con.execute("DELETE FROM sources WHERE training_key IN (SELECT unnest(?::INTEGER[]))", [keys])
-    columns: dict[str, Any] = {
-        name: pa.array([row[name] for row in rows], pa.string())
-        for name in ("uri", "owner", "label", "licence", "attributes")
-    }
-    insert(con, "sources", {"training_key": keys, **columns})
 
 
 # -- what two flags ask for ------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def calibrate(
     run, ledger = parts.run, parts.ledger
     require_training_images(ledger)
     training = ledger.query(
-        """SELECT t.training_key, any_value(t.label) AS label, min(s.uri) AS uri
+        """SELECT t.training_key, min(s.label) AS label, min(s.uri) AS uri
         FROM training t JOIN sources s USING (training_key) WHERE t.version_withdrawn IS NULL
         GROUP BY t.training_key, t.point_id ORDER BY t.point_id"""
     ).to_pylist()

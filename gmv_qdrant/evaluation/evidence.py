@@ -126,7 +126,8 @@ def values(ledger: Readable, function: ValueFunction) -> Values:
             SELECT training_key, min(distance) AS nearest FROM matches JOIN generated g USING (generated_key)
             WHERE {_in_batch(function.batch)} GROUP BY training_key)
         SELECT v.training_key, v.value, coalesce(n.nearest, 'infinity'::DOUBLE) AS nearest
-        FROM image_values({function.sql()}) v LEFT JOIN nearest n USING (training_key) ORDER BY v.training_key"""
+        FROM image_values({function.sql()}) v LEFT JOIN nearest n USING (training_key)
+        WHERE NOT v.nobody ORDER BY v.training_key"""
     )
     keys, value, nearest = (table[name].to_numpy() for name in ("training_key", "value", "nearest"))
     found = Values(keys, value, nearest, *_by_part(ledger, function, keys))

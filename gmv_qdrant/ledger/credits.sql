@@ -1,5 +1,7 @@
 -- The value functions, as macros over the evidence; docs/concepts/method.md says what each one rewards.
 -- Every sum that an answer shows is one of integers of 2^-60, so it is the same on any number of threads.
+-- Names that begin with _gmv_ are for the macros' own use. The comments before the others are kept in the file.
+-- All take the arguments of `contributions`; as_of only moves credit among names.
 
 CREATE OR REPLACE MACRO _gmv_fixed(x) AS CAST(x * 1152921504606846976.0 AS HUGEINT);
 CREATE OR REPLACE MACRO _gmv_fixed_small(x) AS CAST(x * 1152921504606846976.0 AS BIGINT);  -- |x| < 8, and faster
@@ -12,107 +14,184 @@ CREATE OR REPLACE MACRO _gmv_above_zero(temperature) AS
 CREATE OR REPLACE MACRO _gmv_ranks(k) AS
     CASE WHEN k IS NULL THEN 32767 WHEN k >= 1 THEN least(k, 32767)
     ELSE error('k must be at least 1 (NULL is all candidates), not ' || k) END;
+CREATE OR REPLACE MACRO _gmv_known(batch) AS
+    CASE WHEN batch IS NULL OR EXISTS (FROM generated g WHERE g.batch = batch) THEN batch
+    ELSE error('no generated image was valued in a batch ''' || batch || ''' (there are: '
+               || coalesce((SELECT string_agg(DISTINCT g.batch, ', ' ORDER BY g.batch) FROM generated g), 'none') || ')') END;
 
 -- Generated images that earn credit: of a batch, or all; those of a control set never do.
 CREATE OR REPLACE MACRO _gmv_credited(batch) AS TABLE
-SELECT g.generated_key, g.quality FROM generated g WHERE NOT g.control AND (batch IS NULL OR g.batch = batch);
+SELECT g.generated_key, g.quality FROM generated g WHERE NOT g.control AND (batch IS NULL OR g.batch = _gmv_known(batch));
+CREATE OR REPLACE MACRO _gmv_quality(quality, quality_weighted) AS
+    CASE WHEN quality_weighted THEN coalesce(quality, 1.0) ELSE 1.0 END;
 
 -- Distances, as they are or in units of the image's 30th (its last, where there are fewer); these end at 1e6.
 CREATE OR REPLACE MACRO _gmv_evidence(relative) AS TABLE
-SELECT generated_key, training_key, rank, distance FROM matches WHERE NOT relative
-UNION ALL
-SELECT generated_key, training_key, rank, least(distance / greatest(unit, 1e-300), 1e6)
-FROM matches JOIN (SELECT generated_key, max(distance) AS unit FROM matches WHERE rank <= 30 GROUP BY ALL) USING (generated_key)
-WHERE relative;
+SELECT generated_key, training_key, rank,
+       CASE WHEN relative THEN least(distance / greatest(unit, 1e-300), 1e6) ELSE distance END AS distance
+FROM matches LEFT JOIN (
+    SELECT generated_key, max(distance) AS unit FROM matches WHERE relative AND rank <= 30 GROUP BY ALL
+) USING (generated_key);
 
--- Eq. 6. A group's exponentials are taken against steps of 8 temperatures, and the steps are put on the lowest one: as
--- safe from underflow as taking them against the nearest distance, without looking for it first. Short lists are kept
--- in memory between the two passes; long ones are cheaper to read twice.
+-- Who counts as nobody: in each of these images, at null_distance.
+CREATE OR REPLACE MACRO _gmv_strangers(batch, null_distance) AS TABLE
+SELECT generated_key, CAST(null_distance AS DOUBLE) AS distance
+FROM _gmv_credited(batch) SEMI JOIN matches USING (generated_key) WHERE null_distance IS NOT NULL;
+
+-- Sums of the exponentials of each image's rows in ``evidence``, against a base. They are taken against steps of 8
+-- temperatures, and the steps are put on the lowest one: as safe from underflow as taking them against the nearest distance,
+-- without looking for it first.
 CREATE OR REPLACE MACRO _gmv_step(distance, temperature) AS floor(distance / (8 * temperature)) * (8 * temperature);
-CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
-WITH short AS MATERIALIZED (
-    SELECT generated_key, training_key, rank, distance FROM _gmv_evidence(relative) WHERE _gmv_ranks(k) <= 60 AND rank <= _gmv_ranks(k)
+CREATE OR REPLACE MACRO _gmv_totals(evidence, temperature) AS TABLE
+WITH steps AS (
+    SELECT generated_key, _gmv_step(distance, _gmv_above_zero(temperature)) AS base,
+           sum(_gmv_fixed_small(exp((_gmv_step(distance, _gmv_above_zero(temperature)) - distance) / _gmv_above_zero(temperature)))) AS weight
+    FROM query_table(evidence) GROUP BY ALL
+), lowest AS (
+    SELECT generated_key, min(base) AS base FROM steps GROUP BY generated_key
+)
+SELECT generated_key, l.base, _gmv_floating(sum(CAST(s.weight * exp((l.base - s.base) / temperature) AS HUGEINT))) AS total
+FROM steps s JOIN lowest l USING (generated_key) GROUP BY ALL;
+
+-- Eq. 6: one row for each of the k nearest training images of each generated image. With a null_distance, what they leave
+-- of the image's quality is nobody's. k NULL: all candidates. temperature: T in exp(-d/T). quality_weighted: by the images' quality.
+-- batch: only these generated images. relative: distances are in units of the image's 30th.
+CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+WITH short AS MATERIALIZED (  -- short lists are kept in memory between two passes; long ones are cheaper to read twice
+    FROM _gmv_evidence(relative) WHERE _gmv_ranks(k) <= 60 AND rank <= _gmv_ranks(k)
 ), picked AS NOT MATERIALIZED (
     FROM short WHERE _gmv_ranks(k) <= 60
     UNION ALL
-    SELECT generated_key, training_key, rank, distance FROM _gmv_evidence(relative)
-    WHERE _gmv_ranks(k) > 60 AND (k IS NULL OR rank <= _gmv_ranks(k))
-), steps AS (
-    SELECT generated_key, _gmv_step(distance, _gmv_above_zero(temperature)) AS base,
-           sum(_gmv_fixed_small(exp((_gmv_step(distance, _gmv_above_zero(temperature)) - distance) / _gmv_above_zero(temperature)))) AS weight
-    FROM picked GROUP BY ALL
-), lowest AS (
-    SELECT generated_key, min(base) AS base FROM steps GROUP BY generated_key
-), totals AS (
-    SELECT generated_key, l.base, _gmv_floating(sum(CAST(s.weight * exp((l.base - s.base) / temperature) AS HUGEINT))) AS total
-    FROM steps s JOIN lowest l USING (generated_key) GROUP BY ALL
-), scale AS (
-    SELECT generated_key, t.base, CASE WHEN quality_weighted THEN coalesce(g.quality, 1.0) ELSE 1.0 END AS quality,
-           t.total + CASE WHEN null_distance IS NULL THEN 0.0
-                     ELSE exp((t.base - null_distance) / temperature) END AS total
-    FROM totals t JOIN _gmv_credited(batch) g USING (generated_key)
+    FROM _gmv_evidence(relative) WHERE _gmv_ranks(k) > 60 AND (k IS NULL OR rank <= _gmv_ranks(k))
 ), shares AS (
-    SELECT generated_key, base, quality, quality / total AS share FROM scale
+    SELECT generated_key, t.base, _gmv_quality(g.quality, quality_weighted) AS quality,
+           _gmv_quality(g.quality, quality_weighted) / (t.total + CASE
+               WHEN null_distance IS NULL THEN 0.0 ELSE exp((t.base - null_distance) / temperature) END) AS share
+    FROM _gmv_totals('picked', temperature) t JOIN _gmv_credited(batch) g USING (generated_key)
 )
 SELECT generated_key, p.training_key, p.rank, p.distance, s.quality,
        s.share * exp((s.base - p.distance) / temperature) AS contribution
 FROM picked p JOIN shares s USING (generated_key);
 
--- Training images by name, for lists of values: every one, zeros included.
-CREATE OR REPLACE MACRO named_images() AS TABLE
-SELECT t.training_key, t.point_id, n.uri, t.label
-FROM training t LEFT JOIN (SELECT training_key, min(uri) AS uri FROM sources GROUP BY training_key) n USING (training_key)
+-- What `contributions` leaves to nobody.
+CREATE OR REPLACE MACRO _gmv_nobody(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+WITH picked AS (
+    FROM _gmv_evidence(relative) WHERE null_distance IS NOT NULL AND (k IS NULL OR rank <= _gmv_ranks(k))
+)
+SELECT generated_key, _gmv_quality(g.quality, quality_weighted) / (1 + t.total * exp((null_distance - t.base) / temperature)) AS contribution
+FROM _gmv_totals('picked', temperature) t JOIN _gmv_credited(batch) g USING (generated_key);
+
+-- Sources as they are, or as they were at a time (UTC).
+CREATE OR REPLACE MACRO _gmv_sources(as_of) AS TABLE
+SELECT training_key, uri, owner, label, licence, attributes FROM sources WHERE as_of IS NULL
+UNION ALL
+SELECT training_key, uri, owner, label, licence, attributes FROM source_history
+WHERE as_of IS NOT NULL AND since <= CAST(as_of AS TIMESTAMP) AND (until IS NULL OR until > CAST(as_of AS TIMESTAMP));
+
+-- Training images as lists show them: the first URI, and every owner and label, by name.
+CREATE OR REPLACE MACRO _gmv_images(as_of) AS TABLE
+WITH plain AS MATERIALIZED (
+    SELECT training_key, min(uri) AS uri, min(owner) AS owner, max(owner) AS last_owner, min(label) AS label, max(label) AS last_label
+    FROM _gmv_sources(as_of) GROUP BY training_key
+), several AS (
+    SELECT training_key, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner, string_agg(DISTINCT label, ', ' ORDER BY label) AS label
+    FROM _gmv_sources(as_of) SEMI JOIN (FROM plain WHERE owner <> last_owner OR label <> last_label) USING (training_key)
+    GROUP BY training_key
+)
+SELECT training_key, t.point_id, p.uri, coalesce(s.owner, p.owner) AS owner, coalesce(s.label, p.label) AS label
+FROM training t LEFT JOIN plain p USING (training_key) LEFT JOIN several s USING (training_key)
 WHERE t.version_withdrawn IS NULL;
 
--- Eq. 5.
-CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
+-- The training images: a row for each, with its first URI, and its owners and labels joined by commas.
+CREATE OR REPLACE VIEW images AS FROM _gmv_images(NULL);
+
+-- Contents that several owners say are theirs: a row for each, with the owners, and how many sources bring it.
+CREATE OR REPLACE VIEW shared_images AS
+SELECT training_key, any_value(t.point_id) AS point_id, list(DISTINCT s.owner ORDER BY s.owner) AS owners,
+       count(DISTINCT s.uri) AS sources
+FROM training t JOIN sources s USING (training_key)
+WHERE t.version_withdrawn IS NULL GROUP BY training_key HAVING count(DISTINCT s.owner) > 1;
+
+-- Eq. 5: the value of every training image, zeros included. With a null_distance, a last row has nobody's part.
+CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
 WITH sums AS (
     SELECT training_key, _gmv_floating(sum(_gmv_fixed_small(contribution))) AS value, count(*) AS matches
     FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
     GROUP BY training_key
 )
-SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
-FROM named_images() t LEFT JOIN sums s USING (training_key);
+SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches, false AS nobody
+FROM _gmv_images(as_of) t LEFT JOIN sums s USING (training_key)
+UNION ALL
+SELECT NULL, NULL, '(nobody)', NULL, NULL, _gmv_floating(coalesce(sum(_gmv_fixed_small(contribution)), 0)), 0, true
+FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative) HAVING null_distance IS NOT NULL;
 
 -- Attributes are looked up by JSON pointer: their names may have quotes, dots and slashes.
-CREATE OR REPLACE MACRO group_name(field, image, owner, label, licence, attributes) AS
+CREATE OR REPLACE MACRO _gmv_name(field, image, owner, label, licence, attributes) AS
     CASE field WHEN 'image' THEN image WHEN 'owner' THEN owner WHEN 'label' THEN label WHEN 'licence' THEN licence
     ELSE json_extract_string(attributes, '/' || replace(replace(field, '~', '~0'), '/', '~1')) END;
 
--- Who holds what: a row for each training image and name that its sources bear. ``weight / weight_total`` of the image's credit goes
--- to the name. Images that one name holds alone share its id as their holder_group, so that they are added up together; others
--- are a holder_group each, -training_key.
-CREATE OR REPLACE MACRO holders(field) AS TABLE
-WITH held AS MATERIALIZED (
-    SELECT t.training_key, group_name(field, t.point_id, s.owner, s.label, s.licence, s.attributes) AS name, count(*) AS weight
-    FROM training t LEFT JOIN sources s USING (training_key)
-    WHERE t.version_withdrawn IS NULL GROUP BY ALL
-), names AS MATERIALIZED (
+-- Who holds what: a row for each training image and name that its sources bear, with the part of the image's credit that
+-- goes to the name: equal parts to the owners that are named, and of an owner's part equal parts to that owner's sources
+-- (sources that name nobody count only where none names anybody). Images that one name holds alone share its id as their
+-- holder_group, so that they are added up together; others are a holder_group each, -training_key.
+CREATE OR REPLACE MACRO _gmv_holders(field, as_of) AS TABLE
+WITH said AS (
+    SELECT t.training_key, s.owner, _gmv_name(field, t.point_id, s.owner, s.label, s.licence, s.attributes) AS name
+    FROM training t LEFT JOIN _gmv_sources(as_of) s USING (training_key) WHERE t.version_withdrawn IS NULL
+), images AS MATERIALIZED (
+    SELECT training_key, min(name) AS name, count(owner) AS owned,
+           count(name) = 0 OR min(name) = max(name) AND (field = 'owner' OR count(name) = count(*)) AS alone
+    FROM said GROUP BY training_key
+), counted AS MATERIALIZED (
+    SELECT training_key, s.owner, s.name, count(*) OVER (PARTITION BY training_key, s.owner) AS by_owner
+    FROM said s JOIN images i USING (training_key) WHERE NOT i.alone AND (s.owner IS NOT NULL OR i.owned = 0)
+), parts AS (
+    SELECT training_key, name, _gmv_floating(sum(_gmv_fixed_small(1.0 / (by_owner * owners)))) AS weight
+    FROM counted JOIN (
+        SELECT training_key, greatest(count(DISTINCT owner), 1) AS owners FROM counted GROUP BY training_key
+    ) USING (training_key) GROUP BY training_key, name
+), held AS MATERIALIZED (
+    SELECT training_key, name, 1.0::DOUBLE AS weight, true AS alone FROM images WHERE alone
+    UNION ALL
+    SELECT training_key, name, weight, false FROM parts
+), names AS (
     SELECT name, CAST(row_number() OVER (ORDER BY name NULLS LAST) AS INTEGER) AS id FROM (SELECT DISTINCT name FROM held)
-), images AS (
-    SELECT training_key, count(*) AS names, CAST(sum(weight) AS BIGINT) AS weight_total FROM held GROUP BY training_key
 )
-SELECT training_key, n.id, n.name, CASE WHEN i.names = 1 THEN n.id ELSE -training_key END AS holder_group,
-       CASE WHEN i.names = 1 THEN 1 ELSE h.weight END AS weight, CASE WHEN i.names = 1 THEN 1 ELSE i.weight_total END AS weight_total
-FROM held h JOIN names n ON n.name IS NOT DISTINCT FROM h.name JOIN images i USING (training_key);
+SELECT training_key, n.id, n.name, CASE WHEN h.alone THEN n.id ELSE -training_key END AS holder_group, h.weight
+FROM held h JOIN names n ON n.name IS NOT DISTINCT FROM h.name;
 
-CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
+-- Values by name: rows (id, value in 2^-60, matches), the id 0 being nobody, as people see them.
+CREATE OR REPLACE MACRO _gmv_named(names, summed, null_distance) AS TABLE
+SELECT n.name, _gmv_floating(coalesce(s.value, 0)) AS value, coalesce(s.value, 0) / nullif(sum(s.value) OVER (), 0) AS share,
+       n.images, coalesce(s.matches, 0) AS matches, n.id = 0 AS nobody
+FROM (
+    SELECT id, name, count(*) AS images FROM query_table(names) GROUP BY ALL
+    UNION ALL SELECT 0, '(nobody)', 0 WHERE null_distance IS NOT NULL
+) n LEFT JOIN query_table(summed) s USING (id);
+
+-- Values summed by 'owner', 'label', 'licence' or any attribute of the sources: every name, zeros included; the name NULL
+-- is of images whose sources name none, and with a null_distance a row marked so has nobody's part.
+-- as_of: a time (UTC), for what the sources said then.
+CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
 WITH held AS MATERIALIZED (
-    FROM holders(field)
+    FROM _gmv_holders(field, as_of)
 ), earned AS (
     SELECT holder_group, sum(_gmv_fixed_small(contribution)) AS value, count(*) AS matches
     FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
     JOIN (SELECT DISTINCT training_key, holder_group FROM held) USING (training_key) GROUP BY holder_group
-), grouped AS (
-    SELECT id, sum(value * weight // weight_total) AS value, CAST(sum(matches) AS BIGINT) AS matches
-    FROM earned JOIN (SELECT DISTINCT holder_group, id, weight, weight_total FROM held) USING (holder_group) GROUP BY id
+), summed AS (
+    SELECT id, sum(CASE WHEN weight = 1 THEN value ELSE CAST(value * weight AS HUGEINT) END) AS value,
+           CAST(sum(matches) AS BIGINT) AS matches
+    FROM earned JOIN (SELECT DISTINCT holder_group, id, weight FROM held) USING (holder_group) GROUP BY id
+    UNION ALL
+    SELECT 0, sum(_gmv_fixed_small(contribution)), 0
+    FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative) HAVING null_distance IS NOT NULL
 )
-SELECT n.name, _gmv_floating(coalesce(value, 0)) AS value, coalesce(value, 0) / nullif(sum(value) OVER (), 0) AS share,
-       n.images, coalesce(matches, 0) AS matches
-FROM (SELECT id, name, count(*) AS images FROM held GROUP BY ALL) n LEFT JOIN grouped USING (id);
+FROM _gmv_named('held', 'summed', null_distance);
 
--- exp(entropy) of each generated image's contributions, normalised.
-CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
+-- Over how many training images the credit of each generated image is spread: exp of the entropy of its contributions; and
+-- its nearest distance.
+CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
 WITH totals AS (
     SELECT generated_key, min(distance) AS best_distance, _gmv_floating(sum(_gmv_fixed_small(contribution))) AS total,
            _gmv_floating(sum(_gmv_fixed_small(CASE WHEN contribution > 0 THEN contribution * ln(contribution) ELSE 0 END))) AS bits
@@ -122,8 +201,9 @@ WITH totals AS (
 )
 SELECT generated_key, CASE WHEN total > 0 THEN total * exp(-bits / total) END AS effective, best_distance FROM totals;
 
--- The relative errors of sum_i V_ij = q_j (the worst one) and of sum_i phi_i = sum_j q_j. A generated image without any
--- match counts as an error of 1, unless there are no training images, or it waits for 'update'.
+-- How far the sums are from what they must be: the relative errors of sum_i V_ij = q_j (the worst one) and of sum_i phi_i =
+-- sum_j q_j. A generated image without any match counts as an error of 1, unless there are no training images, or it waits
+-- for 'update'.
 CREATE OR REPLACE MACRO conservation(k := 30) AS TABLE
 WITH sums AS (
     SELECT generated_key, sum(_gmv_fixed_small(contribution)) AS total FROM contributions(k := k) GROUP BY generated_key
@@ -139,114 +219,129 @@ SELECT coalesce(max(abs(total - quality) / greatest(quality, 1e-9)), 0) AS per_i
            AS overall
 FROM per_image;
 
--- Shapley value of v_j(S) = q_j * max over the images of the owners in S of exp(-d_ij/T), relative to the best of all:
--- the airport game. Its total is q_j, and a second image of the same owner changes nothing unless it is nearer.
-CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
-WITH held AS MATERIALIZED (
-    FROM holders(field)
-), players AS (
+-- For each generated image and name (id) of ``held``, its Shapley value in v(S) = max over the images of the names in S of
+-- exp(-d/T), relative to the best of all: the airport game. A second image of a name changes nothing unless it is nearer.
+CREATE OR REPLACE MACRO _gmv_airport(held, k, temperature, batch, null_distance, relative) AS TABLE
+WITH players AS (
     SELECT generated_key, h.id, min(m.distance) AS distance, count(*) AS matches
-    FROM _gmv_evidence(relative) m JOIN _gmv_credited(batch) g USING (generated_key) JOIN held h USING (training_key)
-    WHERE m.rank <= _gmv_ranks(k)
+    FROM _gmv_evidence(relative) m JOIN query_table(held) h USING (training_key)
+    WHERE m.rank <= _gmv_ranks(k) AND (batch IS NULL OR m.generated_key IN (SELECT generated_key FROM _gmv_credited(batch)))
     GROUP BY ALL
     UNION ALL
-    SELECT generated_key, NULL, CAST(null_distance AS DOUBLE), 0 FROM _gmv_credited(batch) g
-    WHERE null_distance IS NOT NULL
-), nearness AS (
-    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / _gmv_above_zero(temperature)) AS u FROM players
+    SELECT generated_key, 0, distance, 0 FROM _gmv_strangers(batch, null_distance)
 ), steps AS (
-    SELECT *, row_number() OVER nearest AS place, u - coalesce(lead(u) OVER nearest, 0.0) AS rise
-    FROM nearness WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, id)
-), shares AS (
-    SELECT generated_key, id, matches, sum(_gmv_fixed_small(rise / place)) OVER (
-        PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING) AS share
-    FROM steps
-), grouped AS (
-    SELECT id, sum(_gmv_fixed_small(CASE WHEN quality_weighted THEN coalesce(quality, 1.0) ELSE 1.0 END * _gmv_floating(share))) AS value,
-           CAST(sum(matches) AS BIGINT) AS matches
-    FROM shares JOIN generated USING (generated_key) WHERE id IS NOT NULL GROUP BY id
+    SELECT generated_key, id, matches, row_number() OVER nearest AS place,
+           exp((first_value(distance) OVER nearest - distance) / _gmv_above_zero(temperature))
+           - coalesce(exp((first_value(distance) OVER nearest - lead(distance) OVER nearest) / temperature), 0.0) AS rise
+    FROM players WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, id)
 )
-SELECT n.name, _gmv_floating(coalesce(value, 0)) AS value, coalesce(value, 0) / nullif(sum(value) OVER (), 0) AS share,
-       n.images, coalesce(matches, 0) AS matches
-FROM (SELECT id, name, count(*) AS images FROM held GROUP BY ALL) n LEFT JOIN grouped USING (id);
+SELECT generated_key, id, matches, _gmv_floating(sum(_gmv_fixed_small(rise / place)) OVER (
+    PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING)) AS share
+FROM steps;
 
--- Shapley value of v_j(S) = mean of exp(-d_ij/T) over the k images of S nearest to j (an absent one counts 0), over all
--- candidates, scaled to the total q_j: KNN-Shapley. What an image replaces counts, so neighbours beyond k have value, too.
-CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
-WITH players AS (
-    SELECT generated_key, training_key, m.distance FROM _gmv_evidence(relative) m JOIN _gmv_credited(batch) g USING (generated_key)
-    UNION ALL
-    SELECT generated_key, NULL, CAST(null_distance AS DOUBLE) FROM _gmv_credited(batch) g
-    WHERE null_distance IS NOT NULL
-), nearness AS (
-    SELECT *, exp((min(distance) OVER (PARTITION BY generated_key) - distance) / _gmv_above_zero(temperature)) AS u FROM players
-), steps AS (
-    SELECT *, row_number() OVER nearest AS place, u - coalesce(lead(u) OVER nearest, 0.0) AS rise
-    FROM nearness WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, training_key)
-), sums AS (
-    SELECT *, sum(_gmv_fixed_small(rise * least(_gmv_ranks(k), place) / place)) OVER (
-        PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING) AS share
-    FROM steps
-), totals AS (
-    SELECT generated_key, sum(share) AS total FROM sums GROUP BY generated_key
-), grouped AS (
-    SELECT training_key, count(*) AS matches,
-           _gmv_floating(sum(_gmv_fixed_small(CASE WHEN quality_weighted THEN coalesce(quality, 1.0) ELSE 1.0 END
-                                    * (_gmv_floating(share) / _gmv_floating(total))))) AS value
-    FROM sums JOIN totals USING (generated_key) JOIN generated USING (generated_key)
-    WHERE training_key IS NOT NULL GROUP BY training_key
-)
-SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches
-FROM named_images() t LEFT JOIN grouped s USING (training_key);
-
--- Poisson(1) from a number in [0, 1).
-CREATE OR REPLACE MACRO _gmv_poisson(u) AS
-    CASE WHEN u < 0.36787944117144233 THEN 0 WHEN u < 0.7357588823428847 THEN 1 WHEN u < 0.9196986029286058 THEN 2
-         WHEN u < 0.9810118431238462 THEN 3 WHEN u < 0.9963401531726563 THEN 4 WHEN u < 0.9994058151824183 THEN 5
-         WHEN u < 0.9999167588507119 THEN 6 WHEN u < 0.9999897508033253 THEN 7 ELSE 8 END;
-CREATE OR REPLACE MACRO _gmv_uniform(text) AS (md5_number_lower(text) >> 11) / 9007199254740992.0;
-
--- Poisson bootstrap over the generated images: credit and share if the same generator had drawn as many others.
--- Images are shuffled into at most 1,000 blocks, and a block is drawn as one. level: in percent, or below 1 a fraction.
-CREATE OR REPLACE MACRO _gmv_fraction(level) AS CASE WHEN level > 1 THEN level / 100.0 ELSE level END;
-CREATE OR REPLACE MACRO _gmv_tails(level) AS [0.5 - _gmv_fraction(level) / 2, 0.5 + _gmv_fraction(level) / 2];
-CREATE OR REPLACE MACRO credit_intervals(field, level := 95, replicates := 400, seed := 0, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false) AS TABLE
+-- Credit by name that near-copies don't earn: the Shapley value of the names in a game in which only the nearest image of
+-- each counts. Columns and arguments are those of credits.
+CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
 WITH held AS MATERIALIZED (
-    FROM holders(field)
-), names AS (
-    SELECT DISTINCT id, name FROM held
-), shuffled AS (
-    SELECT generated_key, row_number() OVER (ORDER BY md5_number(seed || ' image ' || generated_key)) % 1000 AS block
-    FROM _gmv_credited(batch) g
-), sizes AS (
-    SELECT block, count(*) AS size FROM shuffled GROUP BY block
-), draws AS MATERIALIZED (
-    SELECT replicate, block, size, _gmv_poisson(_gmv_uniform(seed || ' draw ' || replicate || ' ' || block)) AS times
-    FROM sizes CROSS JOIN range(replicates) AS r(replicate)
-), scales AS (
-    SELECT replicate, sum(size) / sum(size * times) AS scale FROM draws GROUP BY replicate HAVING sum(times) > 0
-), earned AS (
-    SELECT block, holder_group, sum(_gmv_fixed_small(contribution)) AS value
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
-    JOIN (SELECT DISTINCT training_key, holder_group FROM held) USING (training_key) JOIN shuffled USING (generated_key) GROUP BY ALL
-), grouped AS (
-    SELECT block, id, CAST(sum(value * weight // weight_total) // 1048576 AS BIGINT) AS value  -- in 2^-40
-    FROM earned JOIN (SELECT DISTINCT holder_group, id, weight, weight_total FROM held) USING (holder_group) GROUP BY ALL
-), drawn AS (
-    SELECT replicate, id, sum(value * times) AS value
-    FROM grouped JOIN draws USING (block) WHERE times > 0 GROUP BY ALL
-), totals AS (
-    SELECT replicate, sum(value) AS total FROM drawn GROUP BY replicate
-), outcomes AS (
-    SELECT n.id, coalesce(d.value, 0) / 1099511627776.0 * s.scale AS value, coalesce(d.value, 0) / nullif(t.total, 0) AS share
-    FROM names n CROSS JOIN scales s LEFT JOIN totals t USING (replicate)
-    LEFT JOIN drawn d ON d.id = n.id AND d.replicate = s.replicate
-), bounds AS (
-    SELECT id, quantile_cont(value, _gmv_tails(level)) AS of_value, quantile_cont(share, _gmv_tails(level)) AS of_share
-    FROM outcomes GROUP BY id
+    FROM _gmv_holders(field, as_of)
+), summed AS (
+    SELECT id, sum(_gmv_fixed_small(_gmv_quality(quality, quality_weighted) * share)) AS value, CAST(sum(matches) AS BIGINT) AS matches
+    FROM _gmv_airport('held', k, temperature, batch, null_distance, relative) JOIN _gmv_credited(batch) USING (generated_key) GROUP BY id
 )
-SELECT n.name, of_value[1] AS low, of_value[2] AS high, of_share[1] AS share_low, of_share[2] AS share_high
-FROM names n LEFT JOIN bounds USING (id);
+FROM _gmv_named('held', 'summed', null_distance);
+
+-- Credit by image that counts what an image replaces: the Shapley value of the images in v(S) = mean of exp(-d/T) over the k
+-- of S nearest to the generated image, scaled to its quality. Neighbours beyond k have value, too.
+-- Columns and arguments are those of image_values.
+CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+WITH players AS (
+    SELECT generated_key, training_key, distance FROM _gmv_evidence(relative)
+    WHERE batch IS NULL OR generated_key IN (SELECT generated_key FROM _gmv_credited(batch))
+    UNION ALL
+    SELECT generated_key, -1, distance FROM _gmv_strangers(batch, null_distance)
+), steps AS (
+    SELECT generated_key, training_key, row_number() OVER nearest AS place,
+           exp((first_value(distance) OVER nearest - distance) / _gmv_above_zero(temperature))
+           - coalesce(exp((first_value(distance) OVER nearest - lead(distance) OVER nearest) / temperature), 0.0) AS rise
+    FROM players WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, training_key)
+), shares AS (
+    SELECT generated_key, training_key, sum(_gmv_fixed_small(rise * least(_gmv_ranks(k), place) / place)) OVER (
+        PARTITION BY generated_key ORDER BY place DESC ROWS UNBOUNDED PRECEDING) AS share
+    FROM steps
+), totals AS (
+    SELECT generated_key, sum(share) AS total FROM shares GROUP BY generated_key
+), sums AS (
+    SELECT training_key, count(*) AS matches, _gmv_floating(sum(_gmv_fixed_small(
+        _gmv_quality(quality, quality_weighted) * (_gmv_floating(share) / _gmv_floating(total))))) AS value
+    FROM shares JOIN totals USING (generated_key) JOIN _gmv_credited(batch) USING (generated_key) GROUP BY training_key
+)
+SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches, false AS nobody
+FROM _gmv_images(as_of) t LEFT JOIN sums s USING (training_key)
+UNION ALL
+SELECT NULL, NULL, '(nobody)', NULL, NULL, coalesce(max(value), 0.0), 0, true FROM sums WHERE training_key = -1 HAVING null_distance IS NOT NULL;
+
+-- The standard normal quantile of p from 0.5 to 1, to 1e-9 (Acklam's approximation).
+CREATE OR REPLACE MACRO _gmv_tail(t) AS
+    -(((((-7.784894002430293e-3 * t - 3.223964580411365e-1) * t - 2.400758277161838) * t - 2.549732539343734) * t + 4.374664141464968) * t + 2.938163982698783)
+    / ((((7.784695709041462e-3 * t + 3.224671290700398e-1) * t + 2.445134137142996) * t + 3.754408661907416) * t + 1);
+CREATE OR REPLACE MACRO _gmv_middle(r, q) AS
+    (((((-3.969683028665376e+1 * r + 2.209460984245205e+2) * r - 2.759285104469687e+2) * r + 1.383577518672690e+2) * r - 3.066479806614716e+1) * r + 2.506628277459239) * q
+    / (((((-5.447609879822406e+1 * r + 1.615858368580409e+2) * r - 1.556989798598866e+2) * r + 6.680131188771972e+1) * r - 1.328068155288572e+1) * r + 1);
+CREATE OR REPLACE MACRO _gmv_normal_quantile(p) AS
+    CASE WHEN p > 0.97575 THEN _gmv_tail(sqrt(-2 * ln(1 - p))) ELSE _gmv_middle((p - 0.5) * (p - 0.5), p - 0.5) END;
+
+-- A quantile of n numbers' mean under random exponential weights, of which the sums of their first three powers are given: of
+-- the distribution with the same mean, variance and skewness (Wilson and Hilferty's approximation). z: a normal quantile.
+CREATE OR REPLACE MACRO _gmv_cubed(skew, z) AS
+    2 / skew * (pow(greatest(1 - skew * skew / 36 + skew * z / 6, 0), 3) - 1);
+CREATE OR REPLACE MACRO _gmv_weighed(mean, variance, third, z) AS
+    mean + sqrt(variance) * CASE WHEN abs(third) < 1e-4 * pow(variance, 1.5) THEN z
+    ELSE _gmv_cubed(least(greatest(third / pow(variance, 1.5), -2), 2), z) END;
+CREATE OR REPLACE MACRO _gmv_mean_quantile(n, one, two, three, z) AS
+    CASE WHEN two - one * one / n <= 1e-12 * two THEN one / n
+    ELSE _gmv_weighed(one / n, (two - one * one / n) / (n * (n + 1)),
+                      2 * (three - 3 * one * two / n + 2 * pow(one, 3) / (n * n)) / (n * (n + 1) * (n + 2)), z) END;
+
+-- Intervals of credit: what the same generator, asked for as many other images, would give each name. A bootstrap over the
+-- generated images with exponential weights, in closed form, with two halves of an image that is still to come: one gives the
+-- name nothing, the other the larger of its largest credit of one image and 1.5 times the mean size that a unit of credit
+-- comes in. scripts/reproduce/intervals.py measures how often they hold.
+-- level: in percent, or below 1 a fraction. rule: 'shares' or 'owner-shapley'. The others are those of credits.
+CREATE OR REPLACE MACRO credit_intervals(field, level := 95, rule := 'shares', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+WITH held AS MATERIALIZED (
+    FROM _gmv_holders(field, as_of)
+), credit AS (
+    SELECT generated_key, id, _gmv_floating(sum(_gmv_fixed_small(contribution * weight))) AS x
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
+    JOIN held USING (training_key) WHERE rule = 'shares' GROUP BY ALL
+    UNION ALL
+    SELECT generated_key, 0, contribution
+    FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative) WHERE rule = 'shares'
+    UNION ALL
+    SELECT generated_key, id, _gmv_quality(quality, quality_weighted) * share
+    FROM _gmv_airport('held', k, temperature, batch, null_distance, relative) JOIN _gmv_credited(batch) USING (generated_key)
+    WHERE rule = 'owner-shapley'
+), powers AS MATERIALIZED (
+    SELECT id, _gmv_floating(sum(_gmv_fixed_small(x))) AS one, _gmv_floating(sum(_gmv_fixed_small(x * x))) AS two,
+           _gmv_floating(sum(_gmv_fixed_small(x * x * x))) AS three, max(x) AS largest
+    FROM credit GROUP BY id
+), typical AS (
+    SELECT _gmv_floating(sum(_gmv_fixed(two))) / nullif(_gmv_floating(sum(_gmv_fixed(one))), 0) AS size FROM powers
+), images AS (
+    SELECT CAST(count(*) AS DOUBLE) AS m, _gmv_floating(sum(_gmv_fixed_small(_gmv_quality(quality, quality_weighted)))) AS most,
+           any_value(_gmv_normal_quantile(0.5 + (CASE WHEN level > 1 THEN level / 100.0 ELSE level END) / 2)) AS z
+    FROM _gmv_credited(batch)
+), names AS (
+    SELECT DISTINCT id, name FROM held UNION ALL SELECT 0, '(nobody)' WHERE null_distance IS NOT NULL
+), next AS (
+    SELECT name, id, coalesce(one, 0) AS one, coalesce(two, 0) AS two, coalesce(three, 0) AS three, m, most, z,
+           greatest(coalesce(largest, 0), least(1.5 * coalesce(size, 0), 1)) AS x
+    FROM names LEFT JOIN powers USING (id), typical, images
+)
+SELECT name, least(one, greatest(0, m * _gmv_mean_quantile(m + 1, one + x / 2, two + x * x / 2, three + x * x * x / 2, -z))) AS low,
+       greatest(one, least(most, m * _gmv_mean_quantile(m + 1, one + x / 2, two + x * x / 2, three + x * x * x / 2, z))) AS high,
+       id = 0 AS nobody
+FROM next;
 
 -- How near each generated image comes to its nearest training image, and how unusual that is. p_value: the share of the
 -- control images that come at least as near, one added to both (NULL without a control set). q_value: Benjamini and
@@ -284,7 +379,8 @@ FROM stepped;
 CREATE OR REPLACE MACRO _gmv_owners() AS TABLE
 SELECT training_key, min(uri) AS uri, list_sort(list(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)) AS owners FROM sources GROUP BY ALL;
 
--- The same with names, the nearest first: is this nearly a copy, and of whose image?
+-- Generated images with their nearest training image, the nearest first: is this nearly a copy, and of whose image? Figures
+-- are those of nearness.
 CREATE OR REPLACE MACRO copies(batch := NULL) AS TABLE
 SELECT g.uri AS generated, g.batch, o.uri AS training, array_to_string(o.owners, '; ') AS owners, n.distance, n.p_value, n.q_value,
        n.among_training

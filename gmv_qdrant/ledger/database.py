@@ -8,7 +8,6 @@ run, and now and then within a long one, it is copied to ``credits.duckdb`` (`Le
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -16,8 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,8 +23,8 @@ import pyarrow as pa
 
 from gmv_qdrant.errors import LedgerError, LedgerLocked
 from gmv_qdrant.files import sync_folder
+from gmv_qdrant.ledger.schema import SCHEMA_VERSION, check_schema, digest_of_macros, macros, tables
 
-SCHEMA_VERSION = "1"
 STORAGE_VERSION = "v1.4.0"
 """Of the files, whatever DuckDB writes them: version 1.4 and every later one reads them."""
 PUBLISHED = "credits.duckdb"
@@ -65,22 +62,6 @@ class Readable(Protocol):
 
     @property
     def training_version(self) -> int: ...
-
-
-@cache
-def schema() -> str:
-    """SQL that makes the tables."""
-    return files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-
-
-@cache
-def macros() -> str:
-    """SQL that makes the value functions."""
-    return files(__package__).joinpath("credits.sql").read_text(encoding="utf-8")
-
-
-def digest_of_macros() -> str:
-    return hashlib.sha256(macros().encode()).hexdigest()
 
 
 def utc_now() -> datetime:
@@ -150,7 +131,7 @@ class Ledger:
             _create(path)
         ledger = cls(path, publishes=publish)
         with ledger.write() as con:
-            con.execute(schema())
+            con.execute(tables())
             ledger.set_meta(con, schema_version=SCHEMA_VERSION, **{"training_version": 0, **meta})
             ledger._write_macros(con)
         return ledger
@@ -364,16 +345,6 @@ def _copy(source: int, target: Path) -> None:
             place += len(block)
         copy.flush()
         os.fsync(copy.fileno())
-
-
-def check_schema(path: Path, meta: dict[str, str]) -> None:
-    """Raises `LedgerError` for a file with tables of another version."""
-    version = meta.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise LedgerError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
-            "use the version of gmv-qdrant that made it, or start another workspace"
-        )
 
 
 def read_meta(path: Path, con: Connection) -> dict[str, str]:

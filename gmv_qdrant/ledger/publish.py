@@ -22,15 +22,13 @@ from gmv_qdrant.ledger.database import (
     BROKEN,
     Connection,
     arrow,
-    check_schema,
-    digest_of_macros,
     literal,
-    macros,
     one_sentence,
     opening,
     read_meta,
 )
 from gmv_qdrant.ledger.restricted import Restricted
+from gmv_qdrant.ledger.schema import check_schema, digest_of_macros, macros
 
 _REPAIR = "if it is damaged, any command that writes, such as 'gmv-qdrant update', publishes it again"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class ValueFunction:
     null_distance: the distance at which "nobody" weighs as much as an image; None is the paper.
     relative: distances, temperature and null_distance are in units of the image's 30th distance.
     calibration: the version that the three are from, such as ``default@3``.
+    as_of: a date or time (UTC): credit goes to whom the sources named then.
     """
 
     k: int | None = 30
@@ -35,6 +38,7 @@ class ValueFunction:
     null_distance: float | None = None
     relative: bool = False
     calibration: str | None = None
+    as_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -43,6 +47,12 @@ class ValueFunction:
             raise SettingsError(
                 f"temperature = {self.temperature} can't be used: it must be above 0, from 1e-9 to 1e9 (1 is the paper)"
             )
+        if self.null_distance is not None and not math.isfinite(self.null_distance):
+            raise SettingsError(
+                f"null_distance = {self.null_distance} can't be used: it is a distance, or None, where nobody gets any"
+            )
+        if self.as_of is not None:
+            object.__setattr__(self, "as_of", _utc(self.as_of))
 
     @property
     def question(self) -> str:
@@ -62,6 +72,7 @@ class ValueFunction:
             "batch": self.batch,
             "null_distance": self.null_distance,
             "relative": self.relative,
+            "as_of": self.as_of,
         }
         return ", ".join(f"{name} := {literal(value)}" for name, value in values.items())
 
@@ -69,6 +80,17 @@ class ValueFunction:
 LOSS, LOSS_TEMPERATURE = "loss", 0.25
 """The value function that follows best what small generators lost when they were trained again without the images, in
 units of an image's 30th distance, over all K candidates: see ``scripts/reproduce/counterfactual.py``."""
+
+
+def _utc(text: str) -> str:
+    """A date or a time, as people write it, as a time in UTC. Raises `SettingsError`."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise SettingsError(
+            f"as_of = {text!r} is no date: write it as 2025-12-31, or 2025-12-31T18:00:00"
+        ) from None
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat() if time.tzinfo else time.isoformat()
 
 
 def value_function(ledger: Readable, *, calibration: str | None = None, **fields: Any) -> ValueFunction:
@@ -125,68 +147,76 @@ def credits(
     """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence``, ``batch`` (of the generated images) or
     any attribute, largest first.
 
-    rule: one of `RULES`. interval: percent of a bootstrap interval, which adds the columns ``low`` and ``high``.
+    The first column has the name of what is asked for, but where it would be that of a figure: then it is ``name``.
+    With a null distance the column ``nobody`` marks the row of credit that no image gets.
+    rule: one of `RULES`. interval: percent of an interval, which adds the columns ``low`` and ``high``.
     selection: only these images, of credits by image.
     """
-    if rule not in RULES:
-        raise SettingsError(
-            f"there is no rule {rule!r}{did_you_mean(rule, RULES)}: choose one of {', '.join(RULES)}"
-        )
-    if (rule == "knn-shapley" and by != "image") or (rule == "owner-shapley" and by == "image"):
-        other = "images" if rule == "knn-shapley" else "owners and other groups, not images"
-        raise SettingsError(f"{rule} values {other}, so it can't be asked by {by}")
-    if rule != "shares" and by == "batch":
-        raise SettingsError(
-            f"the rule {rule} divides credit among training images, so it can't be asked by batch"
-        )
-    if interval is not None and (rule != "shares" or by in ("image", "batch")):
-        raise SettingsError("intervals are given for credits of groups by the rule 'shares' only")
-    if interval is not None and not 50 <= interval < 100:
-        raise SettingsError(
-            f"an interval of {interval:g} % can't be given: ask for 50 or more, and less than 100"
-        )
+    _refuse_credits(by, rule, interval, selection)
     limit = f" LIMIT {int(top)}" if top is not None else ""
+    nobody = "" if function.null_distance is None else ", nobody"
     if by == "image":
-        macro = "image_values" if rule == "shares" else "knn_shapley"
         which = "" if selection is None else "WHERE training_key IN (SELECT unnest($keys::INTEGER[]))"
         return ledger.query(
-            f"""SELECT v.point_id AS image, v.uri, o.owner, v.label, v.value, v.matches FROM {macro}({function.sql()}) v
-            LEFT JOIN (SELECT training_key, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner FROM sources
-                       GROUP BY training_key) o USING (training_key)
-            {which} ORDER BY v.value DESC, v.point_id{limit}""",
+            f"""SELECT point_id AS image, uri, owner, label, value, matches {nobody}
+            FROM {_IMAGE_RULES[rule]}({function.sql()}) {which}
+            ORDER BY value DESC, point_id NULLS FIRST{limit}""",
             {} if selection is None else {"keys": selection.keys(ledger)},
         )
-    if selection is not None:
-        raise SettingsError(f"some training images are chosen for credits by image, not by {by}")
     if by == "batch":
-        return ledger.query(
-            f"""WITH earned AS (
-                SELECT batch, _gmv_floating(sum(_gmv_fixed(contribution))) AS value, count(*) AS matches
-                FROM contributions({function.sql()}) JOIN generated g USING (generated_key) GROUP BY batch
-            ), batches AS (
-                SELECT batch, count(*) AS images
-                FROM _gmv_credited({literal(function.batch)}) JOIN generated USING (generated_key) GROUP BY batch)
-            SELECT batch, coalesce(value, 0.0) AS value, coalesce(value, 0.0) / nullif(sum(value) OVER (), 0) AS share,
-                   images, coalesce(matches, 0) AS matches
-            FROM batches LEFT JOIN earned USING (batch) ORDER BY value DESC, batch{limit}"""
-        )
-    if by not in ("owner", "label", "licence") and not has_attribute(ledger, by):
+        return ledger.query(_BY_BATCH.format(function=function.sql(), batch=literal(function.batch)) + limit)
+    if by not in ("owner", "label", "licence") and by not in attribute_names(ledger):
         known = ["image", "owner", "label", "licence", "batch", *attribute_names(ledger)]
         raise SettingsError(
             f"no training image has the attribute {by!r}{did_you_mean(by, known)}: credits go by {', '.join(known)}"
         )
-    name = '"' + by.replace('"', '""') + '"'
+    name = '"name"' if by.lower() in _FIGURES else '"' + by.replace('"', '""') + '"'
     arguments = f"{literal(by)}, {function.sql()}"
-    if interval is None:
-        return ledger.query(
-            f"""SELECT name AS {name}, value, share, images, matches FROM {RULES[rule]}({arguments})
-            ORDER BY value DESC, name NULLS LAST{limit}"""
-        )
+    ends, bounds = "", ""
+    if interval is not None:
+        ends = ", low, high"
+        bounds = f"""JOIN (SELECT name AS bounded, low, high, nobody AS no_one
+            FROM credit_intervals({arguments}, level := {float(interval)}, rule := {literal(rule)}))
+            ON bounded IS NOT DISTINCT FROM name AND no_one = nobody"""
     return ledger.query(
-        f"""SELECT c.name AS {name}, value, low, high, share, images, matches FROM credits({arguments}) c
-        JOIN credit_intervals({arguments}, level := {float(interval)}) i ON i.name IS NOT DISTINCT FROM c.name
-        ORDER BY value DESC, c.name NULLS LAST{limit}"""
+        f"""SELECT name AS {name}, value{ends}, share, images, matches{nobody} FROM {RULES[rule]}({arguments}) {bounds}
+        ORDER BY value DESC, name NULLS LAST{limit}"""
     )
+
+
+_IMAGE_RULES = {"shares": "image_values", "knn-shapley": "knn_shapley"}
+_FIGURES = ("value", "low", "high", "share", "images", "matches", "nobody")
+_BY_BATCH = """
+WITH earned AS (
+    SELECT batch, _gmv_floating(sum(_gmv_fixed(contribution))) AS value, count(*) AS matches
+    FROM contributions({function}) JOIN generated g USING (generated_key) GROUP BY batch
+), batches AS (
+    SELECT batch, count(*) AS images FROM _gmv_credited({batch}) JOIN generated USING (generated_key) GROUP BY batch
+)
+SELECT batch, coalesce(value, 0.0) AS value, coalesce(value, 0.0) / nullif(sum(value) OVER (), 0) AS share, images,
+       coalesce(matches, 0) AS matches
+FROM batches LEFT JOIN earned USING (batch) ORDER BY value DESC, batch"""
+
+
+def _refuse_credits(by: str, rule: str, interval: float | None, selection: Selection | None) -> None:
+    """Raises `SettingsError` for questions that make no sense."""
+    if rule not in RULES:
+        raise SettingsError(
+            f"there is no rule {rule!r}{did_you_mean(rule, RULES)}: choose one of {', '.join(RULES)}"
+        )
+    if (rule == "knn-shapley" and by != "image") or (rule == "owner-shapley" and by in ("image", "batch")):
+        other = "images" if rule == "knn-shapley" else "owners and other groups of training images"
+        raise SettingsError(f"{rule} values {other}, so it can't be asked by {by}")
+    if interval is not None and by in ("image", "batch"):
+        raise SettingsError(
+            "intervals are given for credits of owners and other groups, not of images or batches"
+        )
+    if interval is not None and not 50 <= interval < 100:
+        raise SettingsError(
+            f"an interval of {interval:g} % can't be given: ask for 50 or more, and less than 100"
+        )
+    if selection is not None and by != "image":
+        raise SettingsError(f"some training images are chosen for credits by image, not by {by}")
 
 
 def attribute_names(ledger: Readable) -> list[str]:
@@ -195,10 +225,6 @@ def attribute_names(ledger: Readable) -> list[str]:
         "SELECT DISTINCT unnest(json_keys(attributes)) AS name FROM sources WHERE attributes IS NOT NULL ORDER BY name"
     )
     return [str(name) for name in rows["name"].to_pylist()]
-
-
-def has_attribute(ledger: Readable, name: str) -> bool:
-    return name in attribute_names(ledger)
 
 
 def effective_contributors(ledger: Readable, function: ValueFunction) -> float | None:

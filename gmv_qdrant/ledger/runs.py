@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,6 +18,7 @@ import duckdb
 
 from gmv_qdrant.errors import GmvError
 from gmv_qdrant.ledger.database import Connection, Ledger, insert, utc_now
+from gmv_qdrant.ledger.sources import Change
 
 _PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
 
@@ -48,6 +49,8 @@ class Run:
         self.figures: dict[str, float] = {}
         self.unsettled = False
         """The run before didn't come to its end: what it left between its writes is still to be tidied up."""
+        self.changes: Counter[tuple[str, str | None, str | None]] = Counter()
+        """Sources by what would change of them: owner, licence or label; from what; to what."""
         self._quarantined: dict[str, tuple[str, str]] = {}
         self._healed: list[str] = []
         self._lock = threading.Lock()
@@ -62,6 +65,13 @@ class Run:
         with self._lock:
             self._quarantined[uri] = reason, kind
             self.counts["quarantined"] += 1
+
+    def tell_changes(self, changes: Iterable[Change], *, kept: bool) -> None:
+        """Sources that say something else than before; kept: they were believed."""
+        with self._lock:
+            for change in changes:
+                self.changes[change.field, change.before, change.after] += change.sources
+                self.counts["reassigned" if kept else "not_reassigned"] += change.sources
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -96,7 +106,12 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What the run did, for people and for ``--json``."""
         timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}
-        return {"verb": self.verb, **self.counts, **self.figures, "seconds": timings}
+        changes = [
+            {"field": field, "before": before, "after": after, "sources": count}
+            for (field, before, after), count in self.changes.most_common()
+        ]
+        told = {"changes": changes} if changes else {}
+        return {"verb": self.verb, **self.counts, **self.figures, **told, "seconds": timings}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from gmv_qdrant.errors import StoreError
 from gmv_qdrant.files import PAYOUTS, THUMBNAILS, sync_folder
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.ledger.sources import erase_history
 from gmv_qdrant.pipeline.recovery import remove_withdrawn
 from gmv_qdrant.pipeline.spaces import Spaces
 from gmv_qdrant.pipeline.streams import Progress
@@ -100,6 +101,8 @@ def erase(run: Run, ledger: Ledger, spaces: Spaces, root: Path, progress: Progre
             spaces.store.purge()
     with run.timed("ledger"):
         shutil.rmtree(root / THUMBNAILS, ignore_errors=True)  # a cache; whoever looks fills it again
+        with ledger.write() as con:
+            erase_history(con)
         ledger.rewrite()
         ledger.publish()
     with run.timed("search"):

@@ -19,6 +19,7 @@ import pyarrow as pa
 from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.ledger.database import Connection, Ledger, insert
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.ledger.sources import SOURCES, write_sources
 from gmv_qdrant.pipeline.embedding import Content, Embedded, KnownContents
 from gmv_qdrant.pipeline.spaces import Spaces
 from gmv_qdrant.pipeline.streams import BackgroundWriter, Progress, chunked
@@ -38,13 +39,15 @@ def ingest(
     progress: Progress,
     *,
     readmit: bool = False,
+    reassign: bool = False,
 ) -> None:
     """Take in what is new; skip what is known; add sources to contents that are known.
 
-    readmit: take in images again that were withdrawn.
+    readmit: take in images again that were withdrawn. reassign: a source that names another owner, licence or label
+    than before is believed; otherwise it stays as it was, and is counted.
     """
     known = KnownImages(ledger, readmit=readmit)
-    keeper = Keeper(run, ledger, spaces, known)
+    keeper = Keeper(run, ledger, spaces, known, reassign=reassign)
 
     def unseen() -> Iterator[Items]:
         for chunk in chunked(records, partial(weight, spaces)):
@@ -128,11 +131,14 @@ class KnownImages:
 class Keeper:
     """Keeps chunks that went through the networks: what is new gets a key, and stays when `keep` returns."""
 
-    def __init__(self, run: Run, ledger: Ledger, spaces: Spaces, known: KnownImages) -> None:
+    def __init__(
+        self, run: Run, ledger: Ledger, spaces: Spaces, known: KnownImages, *, reassign: bool
+    ) -> None:
         self._run = run
         self._ledger = ledger
         self._spaces = spaces
         self._known = known
+        self._reassign = reassign
         last = ledger.query("SELECT coalesce(max(training_key), 0) AS last FROM training")["last"]
         self._next_key = int(last[0].as_py()) + 1
 
@@ -152,11 +158,14 @@ class Keeper:
             with self._ledger.write() as con:
                 if images:
                     self._write_training(con, of_image, images)
-                added = _write_sources(con, admitted, keys.of)
+                told = write_sources(
+                    con, self._run.run_id, _sources(admitted, keys.of), reassign=self._reassign
+                )
                 self._run.write_quarantine(con, resolved=[item.record.uri for item in admitted])
         self._run.counts["new"] += len(images)
         self._run.counts["known"] += len(admitted) - len(images)
-        self._run.counts["sources"] += added
+        self._run.counts["sources"] += told.new
+        self._run.tell_changes(told.changes, kept=self._reassign)
 
     def _admitted(self, contents: Sequence[Content | Unusable]) -> Iterator[Content]:
         withdrawn = self._known.withdrawn({item.hash for item in contents if isinstance(item, Content)})
@@ -207,10 +216,8 @@ class Keeper:
                 "training_key": pa.array(keys, pa.int32()),
                 "content_hash": [image.hash for image in images],
                 "point_id": [str(image.point_id) for image in images],
-                "label": pa.array([image.record.label for image in images], pa.string()),
                 "width": [image.width for image in images],
                 "height": [image.height for image in images],
-                "attributes": [json.dumps(image.record.attributes) for image in images],
                 "version_added": [self._run.training_version] * len(keys),
             },
         )
@@ -224,46 +231,24 @@ class _Keys:
         """Content hashes of images that are in the training set already."""
 
 
-SOURCES = pa.schema(
-    [
-        ("training_key", pa.int32()),
-        ("uri", pa.string()),
-        ("owner", pa.string()),
-        ("label", pa.string()),
-        ("licence", pa.string()),
-        ("attributes", pa.string()),
-        ("file_size", pa.int64()),
-        ("file_time", pa.int64()),
-    ]
-)
-
-
-def _write_sources(con: Connection, contents: Sequence[Content], keys: dict[str, int]) -> int:
-    """Add or refresh sources; returns how many are new."""
-    if not contents:
-        return 0
-    rows = {
-        (keys[item.hash], item.record.uri, owner): {
-            "training_key": keys[item.hash],
-            "uri": item.record.uri,
+def _sources(contents: Sequence[Content], keys: dict[str, int]) -> pa.Table:
+    """As `SOURCES`: of a file that was given twice, what was said last."""
+    last = {(keys[item.hash], item.record.uri): item.record for item in contents}
+    rows = [
+        {
+            "training_key": key,
+            "uri": uri,
             "owner": owner,
-            "label": item.record.label,
-            "licence": item.record.licence,
-            "attributes": json.dumps(item.record.attributes),
-            "file_size": item.record.size,
-            "file_time": item.record.mtime_ns,
+            "label": record.label,
+            "licence": record.licence,
+            "attributes": json.dumps(record.attributes),
+            "file_size": record.size,
+            "file_time": record.mtime_ns,
         }
-        for item in contents
-        for owner in item.record.owners or (None,)
-    }
-    table = pa.Table.from_pylist(list(rows.values()), SOURCES)
-    con.register("incoming", table)
-    known = con.execute(
-        "DELETE FROM sources USING incoming i WHERE sources.training_key = i.training_key AND sources.uri = i.uri"
-    ).fetchall()[0][0]
-    con.unregister("incoming")
-    insert(con, "sources", {name: table[name] for name in SOURCES.names})
-    return len(rows) - int(known)
+        for (key, uri), record in last.items()
+        for owner in record.owners or (None,)
+    ]
+    return pa.Table.from_pylist(rows, SOURCES)
 
 
 def _facts(record: Record) -> str:

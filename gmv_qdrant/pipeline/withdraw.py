@@ -18,6 +18,7 @@ from gmv_qdrant.ledger.candidates import rearrange
 from gmv_qdrant.ledger.database import Connection, Ledger, Readable, utc_now
 from gmv_qdrant.ledger.runs import Run
 from gmv_qdrant.ledger.selection import STAYING, Selection, select
+from gmv_qdrant.ledger.sources import remove_sources
 from gmv_qdrant.pipeline.erase import Traces
 from gmv_qdrant.pipeline.nearness import blocks_of, nearer
 from gmv_qdrant.pipeline.recovery import remove_images, rename_points
@@ -107,17 +108,13 @@ def take_out(
         select(con, sources)
         counts = {**con.sql(_COUNTS).to_arrow_table().to_pylist()[0], "unknown_ids": len(unknown)}
         con.execute("DELETE FROM quarantine WHERE uri IN (SELECT uri FROM leaving)")
-        con.execute(
-            """DELETE FROM sources USING leaving l WHERE sources.training_key = l.training_key AND sources.uri = l.uri
-            AND sources.owner IS NOT DISTINCT FROM l.owner"""
-        )
+        remove_sources(con, run.run_id, "leaving")
         _forget_places(con)
         if counts["images"]:
             run.training_version += 1
             ledger.set_meta(con, training_version=run.training_version)
             _let_move_up(con, run, candidates, spare, hidden)
             _bury(con, run, reason)
-        con.execute(_DESCRIBE_AGAIN)
     names = {"sources": "sources_withdrawn", "images": "images_withdrawn"}
     run.counts.update({names.get(name, name): n for name, n in counts.items()})
 
@@ -143,15 +140,6 @@ def _forget_places(con: Connection) -> None:
         if gone.intersection(paths):
             kept["request"]["paths"] = [path for path in paths if path not in gone]
             con.execute("UPDATE runs SET settings = ? WHERE run_id = ?", [json.dumps(kept), run_id])
-
-
-_DESCRIBE_AGAIN = """
-UPDATE training SET label = s.label, attributes = s.attributes FROM (
-    SELECT training_key, first(label ORDER BY rowid) AS label, first(attributes ORDER BY rowid) AS attributes
-    FROM sources WHERE training_key IN (SELECT training_key FROM leaving) GROUP BY training_key) s
-WHERE training.training_key = s.training_key
-"""
-"""An image that stays is described by the first of the sources that stay."""
 
 
 def _hidden(ledger: Ledger, spaces: Spaces, leaving: Leaving, candidates: int) -> list[int]:
@@ -220,7 +208,7 @@ def _bury(con: Connection, run: Run, reason: str) -> None:
     con.execute(
         """
         UPDATE training SET version_withdrawn = ?, withdrawn_at = ?, withdrawn_why = ?,
-            label = NULL, width = NULL, height = NULL, attributes = NULL
+            width = NULL, height = NULL
         WHERE training_key IN (SELECT training_key FROM gone)
         """,
         [run.training_version, utc_now(), reason],

@@ -53,7 +53,7 @@ OWNER_SORTS = {
 _TABLES = {
     "training_values": """
         SELECT row_number() OVER (ORDER BY value DESC, point_id) AS place, training_key, value, matches
-        FROM image_values({arguments})""",
+        FROM image_values({arguments}) WHERE NOT nobody""",
     "images": """
         SELECT generated_key, any_value(g.batch) AS batch, any_value(g.quality) AS quality, min(distance) AS nearest,
                any_value(e.effective) AS effective
@@ -61,7 +61,9 @@ _TABLES = {
         JOIN effective_contributors({arguments}) e USING (generated_key) GROUP BY generated_key""",
     "owners": """
         SELECT c.name, c.value, c.share, c.images, c.value / nullif(c.images, 0) AS each, i.low, i.high
-        FROM {macro}('owner', {arguments}) c LEFT JOIN ({intervals}) i ON i.name IS NOT DISTINCT FROM c.name""",
+        FROM {macro}('owner', {arguments}) c
+        LEFT JOIN credit_intervals('owner', level := {level}, rule := '{rule}', {arguments}) i
+        ON i.name IS NOT DISTINCT FROM c.name AND i.nobody = c.nobody""",
     "quarantine": """SELECT uri, reason, "at"::VARCHAR AS noted FROM quarantine ORDER BY "at" DESC, uri LIMIT {most}""",
     "batches": "SELECT batch, count(*) AS images FROM generated GROUP BY batch ORDER BY batch LIMIT {most}",
     "runs": """
@@ -81,10 +83,6 @@ _TABLES = {
                     SELECT value::INTEGER FROM meta WHERE key = 'training_version')) AS stale""",
 }
 """One connection reads all of these, so every figure is of the same moment."""
-
-
-_INTERVALS = "SELECT name, low, high FROM credit_intervals('owner', level := {level}, {arguments})"
-_NO_INTERVALS = "SELECT NULL::VARCHAR AS name, NULL::DOUBLE AS low, NULL::DOUBLE AS high WHERE false"
 
 
 class Snapshot:
@@ -116,13 +114,11 @@ class Snapshot:
     def take(cls, ledger: Readable, function: ValueFunction, rule: str = "shares") -> Snapshot:
         """Read all that depends on the whole of the evidence: seconds at 100,000 generated images.
 
-        rule: by which the owners' credit is divided; intervals are those of ``shares``.
+        rule: by which the owners' credit is divided.
         """
         words: dict[str, Any] = {"arguments": function.sql(), "most": MOST_LISTED, "macro": RULES[rule]}
+        words |= {"rule": rule, "level": INTERVAL}
         with ledger.read() as con:
-            words["intervals"] = (
-                _INTERVALS.format(level=INTERVAL, **words) if rule == "shares" else _NO_INTERVALS
-            )
             return cls(function, {name: _arrow(con, sql.format(**words)) for name, sql in _TABLES.items()})
 
     def ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
@@ -267,9 +263,10 @@ def training_names(ledger: Readable, keys: Sequence[int]) -> dict[int, Row]:
         keys,
         f"""SELECT t.training_key AS key, any_value(t.point_id) AS point_id, any_value(t.content_hash) AS hash,
                min(s.uri) AS uri, list(s.uri ORDER BY s.uri)[:{MOST_LISTED}] AS uris, count(s.uri) AS sources,
-               string_agg(DISTINCT s.owner, ', ' ORDER BY s.owner) AS owner, any_value(t.label) AS label,
+               string_agg(DISTINCT s.owner, ', ' ORDER BY s.owner) AS owner,
+               string_agg(DISTINCT s.label, ', ' ORDER BY s.label) AS label,
                string_agg(DISTINCT s.licence, ', ' ORDER BY s.licence) AS licence, any_value(t.width) AS width,
-               any_value(t.height) AS height, any_value(t.attributes)::VARCHAR AS attributes
+               any_value(t.height) AS height, arg_min(s.attributes, s.uri)::VARCHAR AS attributes
         FROM training t JOIN wanted_keys w ON t.training_key = w.key
         LEFT JOIN sources s ON s.training_key = t.training_key
         WHERE t.version_withdrawn IS NULL GROUP BY t.training_key""",

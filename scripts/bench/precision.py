@@ -140,7 +140,7 @@ def _value(
     k = options.k
     nearest: dict[str, set[str]] = {}
     rows = workspace.sql(f"""SELECT g.uri, n.uri FROM matches JOIN generated g USING (generated_key)
-                             JOIN named_images() n USING (training_key) WHERE rank <= {k}""").fetchall()
+                             JOIN images n USING (training_key) WHERE rank <= {k}""").fetchall()
     for image, contributor in rows:
         nearest.setdefault(image, set()).add(contributor)
     return {

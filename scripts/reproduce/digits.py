@@ -42,7 +42,7 @@ def same_class(workspace: Workspace, k: int) -> dict[str, float]:
     rho, error = workspace.sql(
         f"""WITH per_image AS (
             SELECT avg((t.label = g.label)::INTEGER) AS rho FROM contributions(k := {k}) c
-            JOIN training t USING (training_key) JOIN generated g USING (generated_key) GROUP BY c.generated_key)
+            JOIN images t USING (training_key) JOIN generated g USING (generated_key) GROUP BY c.generated_key)
         SELECT avg(rho), stddev_samp(rho) / sqrt(count(*)) FROM per_image"""
     ).fetchall()[0]
     return {"rho_percent": round(100 * rho, 2), "standard_error": round(100 * error, 2)}

@@ -186,7 +186,7 @@ def picture(workspace: common.Workspace, rows: int, columns: int, side: int = 12
     """A generated image on the left of each row, its most significant contributors beside it (Figs. 4, 6)."""
     found = workspace.sql(
         f"""SELECT g.uri, list(n.uri ORDER BY m.rank) FROM matches m JOIN generated g USING (generated_key)
-        JOIN named_images() n USING (training_key) WHERE m.rank <= {columns} GROUP BY g.uri ORDER BY g.uri"""
+        JOIN images n USING (training_key) WHERE m.rank <= {columns} GROUP BY g.uri ORDER BY g.uri"""
     ).fetchall()
     shown = [found[row] for row in common.spaced(len(found), rows)]
     sheet = Image.new("RGB", (side * (columns + 1) + side // 8, side * len(shown)), "white")
