@@ -256,8 +256,8 @@ def test_groups_by_attribute_pattern_and_ids(tmp_path: Path, noise: Callable[...
         assert np.flatnonzero(evidence.members(ledger, keys, group)).tolist() == [0, 1, 2], group
     for group, words in (
         (Selection(attribute="kind"), "its values are 'clean', 'noise': give kind=VALUE"),
-        (Selection(attribute="nothing"), "no training image has it"),
-        (Selection(attribute="it's"), "no training image has it"),
+        (Selection(attribute="nothing"), "no training image has the attribute"),
+        (Selection(attribute="it's"), "no training image has the attribute"),
         (Selection(uri="/elsewhere/*"), "no training image has uri"),
         (Selection(ids=("t00000.png", "no.png", "neither.png")), "called 'no.png', nor are 1 others"),
     ):

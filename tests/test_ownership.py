@@ -33,7 +33,9 @@ def source(key: int, uri: str, *owners: str | None, **said: Any) -> list[dict[st
 def ledger(tmp_path: Path) -> Ledger:
     made = Ledger.create(tmp_path / "ledger.duckdb")
     with made.write() as con:
-        con.execute("INSERT INTO training (training_key, point_id, version_added) VALUES (1, 'a', 1), (2, 'b', 1)")
+        con.execute(
+            "INSERT INTO training (training_key, point_id, version_added) VALUES (1, 'a', 1), (2, 'b', 1)"
+        )
     return made
 
 
@@ -82,7 +84,9 @@ def test_several_owners_of_one_source_share_and_leave_one_by_one(ledger: Ledger)
     assert write(ledger, source(1, "x", "Bob", "Ada")).changes == []
     assert write(ledger, source(1, "x", "Ada")).changes == [Change("owner", "Ada, Bob", "Ada", 1)]
     with ledger.write() as con:
-        con.execute("CREATE TEMP TABLE leaving AS SELECT training_key, uri, owner FROM sources WHERE owner = 'Bob'")
+        con.execute(
+            "CREATE TEMP TABLE leaving AS SELECT training_key, uri, owner FROM sources WHERE owner = 'Bob'"
+        )
         remove_sources(con, "r2", "leaving")
     assert now(ledger) == [(1, "x", "Ada")]
     open_rows = ledger.query("SELECT owner FROM source_history WHERE until IS NULL")["owner"].to_pylist()
@@ -121,9 +125,7 @@ def test_history_has_every_state_that_the_sources_have_had(steps: list[tuple[lis
         ledger = Ledger.create(folder / "ledger.duckdb", publish=False)
         clock = itertools.count()
         start = datetime.datetime(2025, 1, 1)
-        patched.setattr(
-            "gmv_qdrant.ledger.sources.utc_now", lambda: start + datetime.timedelta(hours=step)
-        )
+        patched.setattr("gmv_qdrant.ledger.sources.utc_now", lambda: start + datetime.timedelta(hours=step))
         model: dict[tuple[int, str], tuple[frozenset[str], str | None, str]] = {}
         states = []
         with ledger.held():
@@ -157,7 +159,7 @@ def test_history_has_every_state_that_the_sources_have_had(steps: list[tuple[lis
             assert rows == opened
 
 
-# -- through the verbs --------------------------------------------------------------------------------------------------
+# -- through the verbs ----------------------------------------------------------------------------------
 
 
 def described(folder: Path, seeds: Sequence[int], **columns: str) -> Path:
@@ -245,7 +247,9 @@ def test_withdrawing_closes_the_history_and_erasing_forgets_it(workspace: Worksp
         assert b"Bay" not in file.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["value", "Value", "share", "name", "Owner", "it's \"odd\"/~.x", "0", "images"])
+@pytest.mark.parametrize(
+    "name", ["value", "Value", "share", "name", "Owner", 'it\'s "odd"/~.x', "0", "images"]
+)
 def test_any_attribute_can_be_asked_by(tmp_path: Path, name: str) -> None:
     workspace = Workspace.init(tmp_path / "w", **tiny_workspace.SETTINGS)
     workspace.ingest(tiny_workspace.write(tmp_path / "a", range(6)), owner="Ada")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from synthetic_data import synthetic
 
-from gmv_qdrant import LedgerError, SettingsError, ValueFunction, Workspace
+from gmv_qdrant import SettingsError, ValueFunction, Workspace
 from gmv_qdrant.images.records import content_hash
 from gmv_qdrant.report import lettering, page, plots, queries
 from gmv_qdrant.report.queries import Snapshot
@@ -128,7 +128,7 @@ def test_figures_are_those_of_sql(tmp_path: Path) -> None:
     owners = {row["name"]: row["value"] for row in snapshot.owners()}
     assert owners == dict(workspace.credits("owner", **arguments).project("owner, value").fetchall())
     assert snapshot.sums["effective"] == pytest.approx(workspace.effective_contributors(**arguments))
-    values = np.array([row[3] for row in workspace.credits("image", **arguments).fetchall()])
+    values = np.array([row[0] for row in workspace.credits("image", **arguments).project("value").fetchall()])
     assert snapshot.sums["credit"] == pytest.approx(values.sum())
     curve = dict(snapshot.credit_curve())
     assert curve[1.0] == pytest.approx(1.0)
@@ -195,7 +195,7 @@ def test_thumbnails_are_small_bare_and_cached(tmp_path: Path) -> None:
     source = tmp_path / "photo.png"
     source.write_bytes(buffer.getvalue())
     image = {"hash": content_hash(buffer.getvalue()), "point_id": "../../../etc", "uris": [str(source)]}
-    thumbnails = Thumbnails(tmp_path / "w")
+    thumbnails = Thumbnails(tmp_path / "w", (str(tmp_path),))
     first = thumbnails.get(image)
     assert first.jpeg is not None
     shown = Image.open(io.BytesIO(first.jpeg))
@@ -213,11 +213,11 @@ def test_an_image_that_changed_is_not_shown(tmp_path: Path) -> None:
     source = tmp_path / "photo.png"
     Image.new("RGB", (8, 8), "red").save(source)
     image = {"hash": content_hash(b"another"), "point_id": "p", "uris": [str(source)]}
-    changed = Thumbnails(tmp_path).get(image)
-    gone = Thumbnails(tmp_path).get({**image, "uris": [str(tmp_path / "none.png")]})
+    changed = Thumbnails(tmp_path, (str(tmp_path),)).get(image)
+    gone = Thumbnails(tmp_path, (str(tmp_path),)).get({**image, "uris": [str(tmp_path / "none.png")]})
     source.write_bytes(b"no image")
-    damaged = Thumbnails(tmp_path).get({**image, "hash": None})
-    nowhere = Thumbnails(tmp_path).get({**image, "uris": []})
+    damaged = Thumbnails(tmp_path, (str(tmp_path),)).get({**image, "hash": None})
+    nowhere = Thumbnails(tmp_path, (str(tmp_path),)).get({**image, "uris": []})
     assert [picture.jpeg for picture in (changed, gone, damaged, nowhere)] == [None] * 4
     assert "no longer the image" in changed.reason
     assert "does not exist" in gone.reason
@@ -230,7 +230,11 @@ def test_reading_is_enough_for_pictures(tmp_path: Path) -> None:
     (tmp_path / "thumbnails").write_text("not a folder")
     source = tmp_path / "photo.png"
     Image.new("RGB", (8, 8), "red").save(source)
-    assert Thumbnails(tmp_path).get({"hash": None, "point_id": "p", "uris": [str(source)]}).jpeg
+    assert (
+        Thumbnails(tmp_path, (str(tmp_path),))
+        .get({"hash": None, "point_id": "p", "uris": [str(source)]})
+        .jpeg
+    )
 
 
 @pytest.mark.parametrize("image", ["generated-2.png", "training-5.png"])
@@ -246,7 +250,7 @@ def test_contact_sheet(tmp_path: Path, image: str) -> None:
         assert sheet.width > 900
         colours = {colour for _, colour in sheet.getcolors(1 << 20) or []}
     assert len(colours) > 100
-    with pytest.raises(LedgerError, match="no training or generated image"):
+    with pytest.raises(SettingsError, match="no training or generated image"):
         workspace.picture("nobody.png", tmp_path / "sheet.png")
 
 

@@ -161,6 +161,7 @@ def _changes(con: Connection) -> list[Change]:
     rows = arrow(
         con,
         f"""SELECT field, before, after, count(*) AS sources FROM ({" UNION ALL ".join(selects)})
-        WHERE before IS DISTINCT FROM after GROUP BY place, field, before, after ORDER BY place, sources DESC, before, after""",
+        WHERE before IS DISTINCT FROM after GROUP BY place, field, before, after
+        ORDER BY place, sources DESC, before, after""",
     )
     return [Change(**row) for row in rows.to_pylist()]
