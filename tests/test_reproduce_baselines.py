@@ -19,6 +19,8 @@ from torch import nn
 
 from gmv_qdrant import Workspace
 
+pytestmark = pytest.mark.scripts
+
 PIXELS = ["--encoder", "pixels:16"]
 
 

@@ -16,6 +16,8 @@ import pytest
 from data_kit import disturbed, pictures, write_kit
 from PIL import Image
 
+pytestmark = pytest.mark.scripts
+
 SMALL = ["--probes", "40"]
 PIXELS = ["--encoder", "pixels:16", "--distances", "l2@16"]
 
