@@ -122,7 +122,7 @@ def test_if4gan_is_judged_by_what_it_says(
 
     monkeypatch.setattr(influence, "removal_effects", told)
     small = [
-        "--training_versions",
+        "--epochs",
         "2",
         "--batch",
         "20",
@@ -136,11 +136,11 @@ def test_if4gan_is_judged_by_what_it_says(
         "5",
     ]
     found = run("if4gan", kit, *PIXELS, "--distances", "none", *small)
-    for name in ("IF4GAN, last 1 of 2 training_versions", "IF4GAN, all 2 training_versions"):
+    for name in ("IF4GAN, last 1 of 2 epochs", "IF4GAN, all 2 epochs"):
         assert found[name][0]["auroc"] == pytest.approx(auroc)
         assert found[name][0]["tied_pairs"] == 0
         assert found["times faster"]["none"][name] > 0
-    assert found["IF4GAN, last 1 of 2 training_versions, against retraining"]["images"] == 2
+    assert found["IF4GAN, last 1 of 2 epochs, against retraining"]["images"] == 2
     assert {"none, k = 5", "raw nearest neighbours, k = 5", "random, k = 5"} < found.keys()
 
 
@@ -178,7 +178,7 @@ def test_tracin_is_the_sum_of_gradient_products(
 def test_baselines(kit: Path, run: Callable[..., Any]) -> None:
     pytest.importorskip("captum", reason="pip install 'gmv-qdrant[reproduce]'")
     small = [
-        "--training_versions",
+        "--epochs",
         "1",
         "--checkpoints",
         "1",
