@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_workspace
 
 from gmv_qdrant import FingerprintMismatch, GmvError, LedgerError, SettingsError, Workspace, files, folder
 from gmv_qdrant.settings import FILE, Settings
@@ -80,7 +81,7 @@ def test_lost_settings_are_made_again_from_the_ledger(tmp_path: Path, harm: Call
 def test_a_run_makes_the_file_again(tmp_path: Path) -> None:
     root = made(tmp_path / "ws").path
     (root / FILE).unlink()
-    Workspace(root).check()
+    Workspace(root).ingest(tiny_workspace.write(tmp_path / "a", [1]))
     assert Settings.resolve(root).encoder == "pixels:8"
 
 

@@ -21,21 +21,22 @@ _PATIENCE = 1.0
 
 
 @contextmanager
-def watched(farewell: Callable[[], str]) -> Iterator[None]:
+def watched(farewell: Callable[[], str], heard: threading.Event) -> Iterator[None]:
     """Within the block, Ctrl-C raises KeyboardInterrupt, and ends the process when that isn't heard in time.
 
-    farewell: the sentence that is said then.
+    farewell: the sentence that is said then. heard: set at Ctrl-C, because libraries turn it into errors of their own.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone
         yield
         return
-    heard, told = os.pipe()
+    ear, told = os.pipe()
     os.set_blocking(told, False)
     ended = threading.Event()
 
     def watch() -> None:
-        while (number := os.read(heard, 1)) not in (b"", b"\x00"):
+        while (number := os.read(ear, 1)) not in (b"", b"\x00"):
             if number[0] == signal.SIGINT:
+                heard.set()
                 _end_unless(ended, farewell)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -48,7 +49,7 @@ def watched(farewell: Callable[[], str]) -> Iterator[None]:
         signal.set_wakeup_fd(before)
         os.write(told, b"\x00")
         watcher.join()
-        os.close(heard)
+        os.close(ear)
         os.close(told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -135,11 +136,12 @@ def farewell(session: Session) -> str:
 def _run(command: click.Command, arguments: Sequence[str] | None, **extra: Any) -> int:
     """Run one command; the exit code. Errors of the tool are one sentence; tracebacks need ``--debug``."""
     session = Session(started=STARTED)
+    interrupted = threading.Event()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what a terminal has no letter for is written out
             stream.reconfigure(errors="backslashreplace")
     try:
-        with watched(lambda: farewell(session)):
+        with watched(lambda: farewell(session), interrupted):
             code = click.Group.main(
                 command, arguments, "gmv-qdrant", standalone_mode=False, obj=session, **extra
             )
@@ -157,6 +159,9 @@ def _run(command: click.Command, arguments: Sequence[str] | None, **extra: Any) 
         _render().forget_stdout()
         return 1
     except Exception as error:
+        if interrupted.wait(0.05):  # DuckDB, for one, makes an error of its own of Ctrl-C
+            _render().warn(f"\n{farewell(session)}")
+            return INTERRUPTED
         if session.debug:
             raise
         _render().warn(f"error: {_sentence(error)}")
