@@ -551,12 +551,12 @@ class Workspace:
         probes: int = 500,
         seed: int = 0,
         k: int = 30,
-        null_distance: bool = True,
+        null_distance: bool = False,
     ) -> dict[str, Any]:
         """Fit a value function on probes, training images transformed, whose parents are known; keep it as ``name``.
 
-        It answers "of whom is this nearly a copy?". k: for the figures only. null_distance: False gives all credit to
-        training images, also of generated images that resemble none.
+        It answers "of whom is this nearly a copy?". k: for the figures only. null_distance: also fit how much
+        credit is nobody's; without it all credit goes to training images, also of generated images that resemble none.
         Returns the fit and its figures on the probes, before (the paper's formula) and after.
         """
         from gmv_qdrant.evaluation.calibrate import calibrate

@@ -268,7 +268,7 @@ def test_a_withdrawn_duplicate_is_described_by_the_source_that_stays(root: Path)
     assert workspace.status()["training"]["duplicates"] == 5
     assert workspace.withdraw(uri="*/first/*")["images_withdrawn"] == 0
     workspace.erase()
-    assert workspace.sql("SELECT DISTINCT label FROM training").fetchall() == [("plain",)]
+    assert workspace.sql("SELECT DISTINCT label FROM images").fetchall() == [("plain",)]
     files = [path for path in workspace.path.rglob("*") if path.is_file()]
     assert not [
         path for path in files if b"secret name" in path.read_bytes() or b"first/3.png" in path.read_bytes()

@@ -114,8 +114,8 @@ def test_groups_from_files(workspace: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("ood",), 1, "one of attribute, uri or ids"),
-        (("ood", "--attribute", "rotten"), 1, "no training image has it"),
+        (("ood",), 2, "Say which training images are meant"),
+        (("ood", "--attribute", "rotten"), 1, "no training image has the attribute 'rotten'"),
         (("identical-class", "-k", 41), 1, "40 candidates only"),
         (("identical-class", "--batch", "none"), 1, "batch 'none'"),
         (("attributes", "hat"), 1, "'hat'"),

@@ -255,7 +255,7 @@ class Life(RuleBasedStateMachine):
             if update and crash is None:
                 assert self.workspace.stale() == 0
         else:
-            with pytest.raises(SettingsError, match=r"no training image has|there is no "):
+            with pytest.raises(SettingsError, match=r"no training image (has|is called)|there is no "):
                 self.workspace.withdraw(**selection)
 
     @rule(owner=OWNERS, crash=CRASHES, again=st.booleans())

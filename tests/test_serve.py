@@ -121,9 +121,8 @@ def test_every_page_of_a_nearly_empty_workspace(tmp_path: Path, generated: int) 
 def test_choices_change_values_and_stay_in_links(small: tuple[int, Workspace]) -> None:
     port, workspace = small
     page = ask(port, "/generated/3?k=4&temperature=0.05&no_quality=1").text
-    (first,) = workspace.explain("generated-3.png", k=4, temperature=0.05, quality_weighted=False)[
-        1
-    ].fetchall()[:1]
+    _, found = workspace.explain("generated-3.png", k=4, temperature=0.05, quality_weighted=False)
+    first = found.project("contribution").fetchall()[0]
     assert page.count("<li>") == 4
     assert f"<b>{first[-1]:.4f}</b>" in page
     assert "k=4&amp;temperature=0.05&amp;no_quality=1" in page
@@ -255,7 +254,7 @@ def test_a_port_that_is_taken_is_a_sentence(small: tuple[int, Workspace]) -> Non
 
 def test_a_dropped_image_has_the_contributors_it_would_be_valued_with(digits: Workspace) -> None:
     source = digits.path.parent / "generated" / "004.png"
-    expected = digits.explain(str(source), k=10)[1].fetchall()
+    expected = digits.explain(str(source), k=10)[1].project("rank, uri, contribution").fetchall()
     before = (
         digits.sql("SELECT count(*) FROM generated").fetchall(),
         digits.sql("SELECT count(*) FROM runs").fetchall(),

@@ -254,11 +254,10 @@ def import_scores(workspace: Any, file: Path, into: Path, as_json: bool, **optio
     "-k", type=click.IntRange(min=1), default=30, show_default=True, help="Contributors, for the figures."
 )
 @click.option(
-    "--null/--no-null",
+    "--null",
     "null_distance",
-    default=True,
-    show_default=True,
-    help="Credit for nobody, where an image resembles no training image.",
+    is_flag=True,
+    help="Also fit credit for nobody, where an image resembles no training image.",
 )
 @run_options
 @with_workspace

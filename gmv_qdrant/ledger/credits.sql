@@ -305,7 +305,7 @@ CREATE OR REPLACE MACRO _gmv_mean_quantile(n, one, two, three, z) AS
 -- Intervals of credit: what the same generator, asked for as many other images, would give each name. A bootstrap over the
 -- generated images with exponential weights, in closed form, with two halves of an image that is still to come: one gives the
 -- name nothing, the other the larger of its largest credit of one image and 1.5 times the mean size that a unit of credit
--- comes in. scripts/reproduce/intervals.py measures how often they hold.
+-- comes in.
 -- level: in percent, or below 1 a fraction. rule: 'shares' or 'owner-shapley'. The others are those of credits.
 CREATE OR REPLACE MACRO credit_intervals(field, level := 95, rule := 'shares', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
 WITH held AS MATERIALIZED (
