@@ -1,8 +1,9 @@
 """The docs run as written: each command of each page's `sh` blocks, in order, on the demo's images.
 
-A page starts in a folder with ``photos/``, ``more/``, ``generated/``, ``strangers/`` and the workspace ``ws`` (of the light
-preset, with photos and generated images valued as the batch ``model-7``), unless it makes ``ws`` itself. Commands that
-aren't ours (pip, docker, ssh-keygen) are only there to be read; blocks under a line ``<!-- needs: ... -->`` need what isn't here.
+A page starts in a folder with ``photos/``, ``more/``, ``generated/``, ``strangers/`` and the workspace ``ws`` (of the
+light preset, with photos and generated images valued as the batch ``model-7``), unless it makes ``ws`` itself. Commands
+that aren't ours (pip, docker, ssh-keygen) are only there to be read; blocks under a line ``<!-- needs: ... -->`` need
+what isn't here.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     workspace.ingest([root / "training"])
     workspace.value([root / "made"])
-    workspace.calibrate(probes=40)
+    workspace.calibrate(probes=40, null_distance=True)
     return root / "ws"
 
 

@@ -121,7 +121,7 @@ def test_every_page_of_a_nearly_empty_workspace(tmp_path: Path, generated: int) 
 def test_choices_change_values_and_stay_in_links(small: tuple[int, Workspace]) -> None:
     port, workspace = small
     page = ask(port, "/generated/3?k=4&temperature=0.05&no_quality=1").text
-    _, found = workspace.explain("generated-3.png", k=4, temperature=0.05, quality_weighted=False)
+    found = workspace.explain("generated-3.png", k=4, temperature=0.05, quality_weighted=False)[1]
     first = found.project("contribution").fetchall()[0]
     assert page.count("<li>") == 4
     assert f"<b>{first[-1]:.4f}</b>" in page
