@@ -43,6 +43,12 @@ def commands(page: Path) -> list[list[str]]:
     return [words[1:] for words in split if words[:1] == [OURS]]
 
 
+def make_workspace(folder: Path) -> None:
+    made = Workspace.init(folder / "ws", preset="light")
+    made.ingest([folder / "photos"])
+    made.value([folder / "generated"], batch="model-7")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that pages start in."""
@@ -53,28 +59,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "strangers").mkdir()
     for name in list((folder / "more").glob("*.png"))[:6]:
         shutil.copy(name, folder / "strangers")
-    workspace = Workspace.init(folder / "ws", preset="light")
-    workspace.ingest([folder / "photos"])
-    workspace.value([folder / "generated"], batch="model-7")
     return folder
 
 
 @pytest.fixture
 def here(images: Path, tmp_path: Path) -> Iterator[Path]:
     before = Path.cwd()
-    shutil.copytree(images, tmp_path / "page", ignore=shutil.ignore_patterns("ws"))
+    shutil.copytree(images, tmp_path / "page")
     os.chdir(tmp_path / "page")
     yield tmp_path / "page"
     os.chdir(before)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_run(page: Path, here: Path, images: Path) -> None:
+def test_the_commands_of_a_page_run(page: Path, here: Path) -> None:
     asked = commands(page)
     if not any(words[:2] == ["init", "ws"] for words in asked):
-        made = Workspace.init(here / "ws", preset="light")
-        made.ingest([here / "photos"])
-        made.value([here / "generated"], batch="model-7")
+        make_workspace(here)
     for words in asked:
         result = CliRunner().invoke(cli, words)
         assert result.exit_code == 0, f"{page.name}: {OURS} {shlex.join(words)}\n{result.output}"
@@ -85,6 +86,8 @@ def test_the_commands_of_a_page_run(page: Path, here: Path, images: Path) -> Non
 )
 def test_the_python_of_a_page_runs(page: Path, here: Path) -> None:
     names: dict[str, object] = {}
+    if any('Workspace("ws")' in block for block in blocks(page, "python")):
+        make_workspace(here)
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), names)
 
