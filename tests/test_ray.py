@@ -15,6 +15,7 @@ from gmv_qdrant import Workspace
 from gmv_qdrant.errors import FingerprintMismatch, SettingsError
 from gmv_qdrant.images.records import Record
 from gmv_qdrant.pipeline import ray_engine
+from gmv_qdrant.pipeline.streams import NullProgress
 
 ray = pytest.importorskip("ray")
 WORKERS = {"engine": "ray", "ray_workers": 2, "workers": 1}
@@ -47,15 +48,12 @@ def root() -> Iterator[Path]:
         yield folder
 
 
-class Killer:
+class Killer(NullProgress):
     """Progress that kills all workers when the first images are through."""
 
     def __init__(self) -> None:
         self.killed = 0
 
-    def phase(self, name: str, total: int | None) -> None: ...
-    def note(self, sentence: str) -> None: ...
-    def download(self, name: str, done: int, total: int | None) -> None: ...
     def advance(self, items: int = 1) -> None:
         if not self.killed:
             for pid in workers():
