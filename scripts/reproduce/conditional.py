@@ -72,7 +72,7 @@ def judged(
     mine: dict[str, Any] = {"rho": rho["rows"], "by_class": rho["by_value"]}
     if held_out:
         mine["temperature"] = workspace.calibrate(probes=probes)["temperature"]
-        for name, calibration in (("paper", None), ("quality_weighted", "default")):
+        for name, calibration in (("paper", None), ("calibrated", "default")):
             figures = workspace.evaluate(
                 "membership",
                 batch=batch,
