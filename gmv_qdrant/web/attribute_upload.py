@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from gmv_qdrant.images.decode import decode, thumbnail
+from gmv_qdrant.ledger import schema
 from gmv_qdrant.ledger.candidates import Matches, replace
 from gmv_qdrant.ledger.database import insert
 from gmv_qdrant.ledger.publish import Published
@@ -50,10 +50,9 @@ def _valued(
     matches: Matches, quality: float | None, function: ValueFunction
 ) -> tuple[list[Row], float | None]:
     """Eq. 6 by the very macros of the ledger, in a ledger of one image that is never written."""
-    here = files("gmv_qdrant.ledger")
     with duckdb.connect(":memory:") as con:
-        con.execute(here.joinpath("schema.sql").read_text())
-        con.execute(here.joinpath("credits.sql").read_text())
+        con.execute(schema.tables())
+        con.execute(schema.macros())
         batch = function.batch or "looked up"
         insert(
             con,
