@@ -144,7 +144,7 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
         first_day=period.first.isoformat(),
         last_day=period.last.isoformat(),
     )
-    at, made_with = utc_now().replace(microsecond=0), versions()
+    at, made_with = utc_now(), versions()
     facts = {"recorded_at": at.isoformat(), "versions": made_with, "ledger": seal(ledger)}
     manifest = write_bundle(root / PAYOUTS / payout.payout_id, payout.document(), evidence, facts)
     kept = Record(payout, at, payout.fingerprint, made_with, manifest)
