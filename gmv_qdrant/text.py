@@ -21,13 +21,15 @@ def _escaped(character: str) -> str:
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
+_BLANK = " \\t\\r\\n\\v\\f\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u2060\u3000\ufeff\"'`´‘’“”"
+FORMULA = rf"^([\t\r\n]|[{_BLANK}]*[=+\-@＝＋－＠])"
+"""What a spreadsheet executes, also behind blanks and quotes; in words that Python and DuckDB both understand."""
+NUMBER = r"^[+-]?[0-9][0-9.,]*([eE][+-]?[0-9]+)?$"
+
+
 def harmless_cell(text: str) -> str:
     """Text for a cell of a CSV that people open in a spreadsheet: it can't become a formula."""
-    return (
-        f"'{text}"
-        if re.match(r"\s*[=+\-@＝＋－＠]", text) and not re.fullmatch(r"[+-]?[0-9.,eE+-]+", text)
-        else text
-    )
+    return f"'{text}" if re.match(FORMULA, text) and not re.match(NUMBER, text) else text
 
 
 def width(text: str) -> int:

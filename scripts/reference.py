@@ -162,7 +162,7 @@ def sql_reference() -> str:
             ).fetchall()
         workspace.published.close()
     about_macros = [
-        f"### {name}\\n\\n`{name}({arguments})`\\n\\n{comment}" for name, arguments, comment in macros
+        f"### {name}\n\n`{name}({arguments})`\n\n{comment}" for name, arguments, comment in macros
     ]
     about_tables = []
     for name, comment in tables:
@@ -171,9 +171,9 @@ def sql_reference() -> str:
             for table, column, kind, about in columns
             if table == name
         ]
-        head = "| column | type | meaning |\\n|---|---|---|\\n"
-        about_tables.append(f"### {name}\\n\\n{comment}\\n\\n{head}" + "\\n".join(rows))
-    return SQL.format(macros="\\n\\n".join(about_macros), tables="\\n\\n".join(about_tables))
+        head = "| column | type | meaning |\n|---|---|---|\n"
+        about_tables.append(f"### {name}\n\n{comment}\n\n{head}" + "\n".join(rows))
+    return SQL.format(macros="\n\n".join(about_macros), tables="\n\n".join(about_tables))
 
 
 PAGES = {

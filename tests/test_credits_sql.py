@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmv_qdrant.ledger import schema
+from gmv_qdrant.ledger.queries import LOSS_TEMPERATURE
 
 MACROS = ("image_values({})", "credits('owner', {})", "owner_shapley('owner', {})", "knn_shapley({})",
           "effective_contributors({})", "credit_intervals('owner', {})",
@@ -524,3 +525,48 @@ def test_impossible_arguments_are_refused_in_a_sentence(macro: str, argument: st
     ledger = Small([["Ada"], ["Bay"]], [[(0, 0.1), (1, 0.2)]], [None], ["a"])
     with ledger.connect() as con, pytest.raises(duckdb.Error, match=f"must be (above|at least).*{said}"):
         con.sql(f"FROM {macro.format(argument)}").fetchall()
+
+
+UNKNOWN = Small([["Ada"], ["Bay"]], [[(0, 0.1), (1, 0.3)]], [None], ["a"])
+"""A ledger to ask for what it hasn't."""
+CALIBRATIONS = """INSERT INTO calibrations (name, version, temperature, null_distance, relative, fitted_at)
+    VALUES ('default', 1, 0.5, 0.7, false, now()::TIMESTAMP), ('default', 2, 0.25, 1.5, true, now()::TIMESTAMP),
+           ('other', 1, 0.1, NULL, false, now()::TIMESTAMP)"""
+
+
+@pytest.mark.parametrize("macro", [*MACROS, "contributions({})", "nearness({})", "copies({})"])
+@pytest.mark.parametrize("emptied", ["", "DELETE FROM matches", "DELETE FROM matches; DELETE FROM generated"])
+def test_an_unknown_batch_is_an_error_that_names_those_there_are(macro: str, emptied: str) -> None:
+    with UNKNOWN.connect() as con:
+        con.execute(emptied or "SELECT 1")
+        there = "none" if "generated" in emptied else "a"
+        with pytest.raises(duckdb.InvalidInputException, match=rf"batch 'typo' \(there are: {there}\)"):
+            con.execute("FROM " + macro.format("batch := 'typo'")).fetchall()
+
+
+@pytest.mark.parametrize("macro", [*MACROS, "contributions({})"])
+def test_calibrations_go_by_their_names_in_sql_too(macro: str) -> None:
+    def ask(arguments: str) -> list[tuple[Any, ...]]:
+        return con.execute(f"FROM {macro.format(arguments)} ORDER BY ALL").fetchall()
+
+    with UNKNOWN.connect() as con:
+        con.execute(CALIBRATIONS)
+        first = "temperature := 0.5, null_distance := 0.7"
+        second = "temperature := 0.25, null_distance := 1.5, relative := true"
+        loss = f"temperature := {LOSS_TEMPERATURE}, relative := true, k := NULL"
+        assert ask("calibration := 'default@1'") == ask(first)
+        assert ask("calibration := 'default'") == ask("calibration := 'default@2'") == ask(second)
+        assert ask("calibration := 'other'") == ask("temperature := 0.1")
+        assert ask("calibration := 'loss', k := NULL") == ask(loss)
+        with pytest.raises(duckdb.InvalidInputException, match="default@1, default@2, other@1, loss"):
+            ask("calibration := 'default@3'")
+    with UNKNOWN.connect() as con, pytest.raises(duckdb.InvalidInputException, match="there are: loss"):
+        ask("calibration := 'x'")
+
+
+def test_credits_are_those_of_owners_where_nothing_else_is_asked_for() -> None:
+    with UNKNOWN.connect() as con:
+        assert con.execute("FROM credits() ORDER BY name").fetchall() == con.execute(
+            "FROM credits('owner') ORDER BY name").fetchall()  # fmt: skip
+        with pytest.raises(duckdb.InvalidInputException, match="there are: a"):
+            con.execute("FROM credits(batch := 'typo')").fetchall()

@@ -202,3 +202,15 @@ def test_no_room_for_the_published_file_is_said_and_leaves_the_old_one(
     with ledger.held():
         pass
     assert noted(published) == ["a", "b"]
+
+
+def test_a_run_says_which_versions_computed_without_importing_them() -> None:
+    program = """
+import sys
+from gmv_qdrant.ledger.runs import versions
+told = set(versions())
+assert {"python", "gmv-qdrant", "torch", "open_clip_torch", "dreamsim", "lpips", "pyiqa", "Pillow", "numpy", "scipy", "timm",
+        "duckdb", "qdrant-edge-py"} <= told, told
+assert not {"torch", "open_clip", "dreamsim", "lpips", "pyiqa", "timm", "scipy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import datetime
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 import tiny_workspace
@@ -263,3 +265,28 @@ def test_any_attribute_can_be_asked_by(tmp_path: Path, name: str) -> None:
     assert sum(values) == pytest.approx(1)
     paid = workspace.payout("10.00", name)
     assert sum(float(row["amount"]) for row in paid if isinstance(row, dict) and "amount" in row) or paid
+
+
+def test_exports_say_whose_images_they_are_and_no_spreadsheet_executes_them(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    names = [path.name for path in tiny_workspace.write(images, range(4))]
+    owners = [["=cmd|'/C calc'!A0", "Ada"], ["“@SUM(1)"], ["-5"], []]
+    with (images / "metadata.jsonl").open("w") as file:
+        for name, one in zip(names, owners, strict=True):
+            file.write(json.dumps({"file_name": name, "owner": one, "label": (one or ["+1+1"])[0]}) + "\n")
+    workspace = Workspace.init(tmp_path / "ws", **tiny_workspace.SETTINGS)
+    workspace.ingest([images])
+    workspace.value([images])
+    workspace.export(tmp_path / "parquet")
+    workspace.export(tmp_path / "csv", file_format="csv")
+    for table in ("values", "contributions"):
+        rows = duckdb.read_parquet(str(tmp_path / f"parquet/{table}.parquet"))
+        assert {tuple(row) for (row,) in rows.project("owners").fetchall()} == {tuple(one) for one in owners}
+        with (tmp_path / f"csv/{table}.csv").open(newline="") as file:
+            assert {tuple(json.loads(row["owners"])) for row in csv.DictReader(file)} == {
+                tuple(one) for one in owners
+            }
+    with (tmp_path / "csv/sources.csv").open(newline="") as file:
+        rows_of_csv = list(csv.DictReader(file))
+    assert {row["owner"] for row in rows_of_csv} == {"'=cmd|'/C calc'!A0", "Ada", "'“@SUM(1)", "-5", ""}
+    assert {row["label"] for row in rows_of_csv} == {"'=cmd|'/C calc'!A0", "'“@SUM(1)", "-5", "'+1+1"}

@@ -158,6 +158,15 @@ def test_words_of_tables() -> None:
         ("-x", "'-x"),
         ("Ada", "Ada"),
         ("＝1", "'＝1"),
+        ("+1+1", "'+1+1"),
+        ("-1,234.5", "-1,234.5"),
+        ("\tx", "'\tx"),
+        ("\rx", "'\rx"),
+        ('"=1"', '\'"=1"'),
+        ("“=HYPERLINK(1)", "'“=HYPERLINK(1)"),
+        ("\u00a0\u200b@SUM(1)", "'\u00a0\u200b@SUM(1)"),
+        ("O'Neill = Sons", "O'Neill = Sons"),
+        ("", ""),
     ],
 )
 def test_cells_are_no_formulas(text: str, harmless: str) -> None:

@@ -19,9 +19,27 @@ CREATE OR REPLACE MACRO _gmv_known(batch) AS
     ELSE error('no generated image was valued in a batch ''' || batch || ''' (there are: '
                || coalesce((SELECT string_agg(DISTINCT g.batch, ', ' ORDER BY g.batch) FROM generated g), 'none') || ')') END;
 
+-- What a calibration says, by its name (the latest version) or as name@version; NULL without one.
+CREATE OR REPLACE MACRO _gmv_fitted(calibration) AS (
+    SELECT coalesce(
+        max_by({temperature: temperature, null_distance: null_distance, relative: relative}, version) FILTER (asked IN (name, name || '@' || version)),
+        CASE WHEN any_value(asked) IS NULL THEN NULL
+        WHEN any_value(asked) = 'loss' THEN {temperature: 0.25::DOUBLE, null_distance: NULL::DOUBLE, relative: true}
+        ELSE error('there is no calibration ''' || any_value(asked) || ''' (there are: '
+                   || coalesce(string_agg(name || '@' || version, ', ' ORDER BY name, version) || ', ', '') || 'loss)') END)
+    FROM (SELECT calibration AS asked) LEFT JOIN calibrations ON asked IS NOT NULL);
+CREATE OR REPLACE MACRO _gmv_temperature(temperature, calibration) AS
+    CASE WHEN calibration IS NULL THEN temperature ELSE _gmv_fitted(calibration).temperature END;
+CREATE OR REPLACE MACRO _gmv_null(null_distance, calibration) AS
+    CASE WHEN calibration IS NULL THEN null_distance ELSE _gmv_fitted(calibration).null_distance END;
+CREATE OR REPLACE MACRO _gmv_relative(relative, calibration) AS
+    CASE WHEN calibration IS NULL THEN relative ELSE _gmv_fitted(calibration).relative END;
+
 -- Generated images that earn credit: of a batch, or all; those of a control set never do.
 CREATE OR REPLACE MACRO _gmv_credited(batch) AS TABLE
-SELECT g.generated_key, g.quality FROM generated g WHERE NOT g.control AND (batch IS NULL OR g.batch = _gmv_known(batch));
+SELECT g.generated_key, g.quality FROM generated g WHERE NOT g.control AND (batch IS NULL OR g.batch = batch)
+UNION ALL
+SELECT NULL, NULL WHERE batch IS NOT NULL AND _gmv_known(batch) IS NULL;  -- no row, or the error
 CREATE OR REPLACE MACRO _gmv_quality(quality, quality_weighted) AS
     CASE WHEN quality_weighted THEN coalesce(quality, 1.0) ELSE 1.0 END;
 
@@ -55,31 +73,32 @@ FROM steps s JOIN lowest l USING (generated_key) GROUP BY ALL;
 
 -- Eq. 6: one row for each of the k nearest training images of each generated image. With a null_distance, what they leave
 -- of the image's quality is nobody's. k NULL: all candidates. temperature: T in exp(-d/T). quality_weighted: by the images' quality.
--- batch: only these generated images. relative: distances are in units of the image's 30th.
-CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+-- batch: only these generated images. relative: distances are in units of the image's 30th. calibration: temperature,
+-- null_distance and relative as 'default' (its latest version), 'default@2' or 'loss' (with k := NULL) has them.
+CREATE OR REPLACE MACRO contributions(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH short AS MATERIALIZED (  -- short lists are kept in memory between two passes; long ones are cheaper to read twice
-    FROM _gmv_evidence(relative) WHERE _gmv_ranks(k) <= 60 AND rank <= _gmv_ranks(k)
+    FROM _gmv_evidence(_gmv_relative(relative, calibration)) WHERE _gmv_ranks(k) <= 60 AND rank <= _gmv_ranks(k)
 ), picked AS NOT MATERIALIZED (
     FROM short WHERE _gmv_ranks(k) <= 60
     UNION ALL
-    FROM _gmv_evidence(relative) WHERE _gmv_ranks(k) > 60 AND (k IS NULL OR rank <= _gmv_ranks(k))
+    FROM _gmv_evidence(_gmv_relative(relative, calibration)) WHERE _gmv_ranks(k) > 60 AND (k IS NULL OR rank <= _gmv_ranks(k))
 ), shares AS (
     SELECT generated_key, t.base, _gmv_quality(g.quality, quality_weighted) AS quality,
            _gmv_quality(g.quality, quality_weighted) / (t.total + CASE
-               WHEN null_distance IS NULL THEN 0.0 ELSE exp((t.base - null_distance) / temperature) END) AS share
-    FROM _gmv_totals('picked', temperature) t JOIN _gmv_credited(batch) g USING (generated_key)
+               WHEN _gmv_null(null_distance, calibration) IS NULL THEN 0.0 ELSE exp((t.base - _gmv_null(null_distance, calibration)) / _gmv_temperature(temperature, calibration)) END) AS share
+    FROM _gmv_totals('picked', _gmv_temperature(temperature, calibration)) t JOIN _gmv_credited(batch) g USING (generated_key)
 )
 SELECT generated_key, p.training_key, p.rank, p.distance, s.quality,
-       s.share * exp((s.base - p.distance) / temperature) AS contribution
+       s.share * exp((s.base - p.distance) / _gmv_temperature(temperature, calibration)) AS contribution
 FROM picked p JOIN shares s USING (generated_key);
 
 -- What `contributions` leaves to nobody.
-CREATE OR REPLACE MACRO _gmv_nobody(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO _gmv_nobody(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH picked AS (
-    FROM _gmv_evidence(relative) WHERE null_distance IS NOT NULL AND (k IS NULL OR rank <= _gmv_ranks(k))
+    FROM _gmv_evidence(_gmv_relative(relative, calibration)) WHERE _gmv_null(null_distance, calibration) IS NOT NULL AND (k IS NULL OR rank <= _gmv_ranks(k))
 )
-SELECT generated_key, _gmv_quality(g.quality, quality_weighted) / (1 + t.total * exp((null_distance - t.base) / temperature)) AS contribution
-FROM _gmv_totals('picked', temperature) t JOIN _gmv_credited(batch) g USING (generated_key);
+SELECT generated_key, _gmv_quality(g.quality, quality_weighted) / (1 + t.total * exp((_gmv_null(null_distance, calibration) - t.base) / _gmv_temperature(temperature, calibration))) AS contribution
+FROM _gmv_totals('picked', _gmv_temperature(temperature, calibration)) t JOIN _gmv_credited(batch) g USING (generated_key);
 
 -- Sources as they are, or as they were at a time (UTC).
 CREATE OR REPLACE MACRO _gmv_sources(as_of) AS TABLE
@@ -113,17 +132,17 @@ FROM training t JOIN sources s USING (training_key)
 WHERE t.version_withdrawn IS NULL GROUP BY training_key HAVING count(DISTINCT s.owner) > 1;
 
 -- Eq. 5: the value of every training image, zeros included. With a null_distance, a last row has nobody's part.
-CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO image_values(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH sums AS (
     SELECT training_key, _gmv_floating(sum(_gmv_fixed_small(contribution))) AS value, count(*) AS matches
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative, calibration := calibration)
     GROUP BY training_key
 )
 SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches, false AS nobody
 FROM _gmv_images(as_of) t LEFT JOIN sums s USING (training_key)
 UNION ALL
 SELECT NULL, NULL, '(nobody)', NULL, NULL, _gmv_floating(coalesce(sum(_gmv_fixed_small(contribution)), 0)), 0, true
-FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative) HAVING null_distance IS NOT NULL;
+FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative, calibration := calibration) HAVING _gmv_null(null_distance, calibration) IS NOT NULL;
 
 -- Attributes are looked up by JSON pointer: their names may have quotes, dots and slashes.
 CREATE OR REPLACE MACRO _gmv_name(field, image, owner, label, licence, attributes) AS
@@ -172,12 +191,12 @@ FROM (
 -- Values summed by 'owner', 'label', 'licence' or any attribute of the sources: every name, zeros included; the name NULL
 -- is of images whose sources name none, and with a null_distance a row marked so has nobody's part.
 -- as_of: a time (UTC), for what the sources said then.
-CREATE OR REPLACE MACRO credits(field, k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO credits(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH held AS MATERIALIZED (
     FROM _gmv_holders(field, as_of)
 ), earned AS (
     SELECT holder_group, sum(_gmv_fixed_small(contribution)) AS value, count(*) AS matches
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative, calibration := calibration)
     JOIN (SELECT DISTINCT training_key, holder_group FROM held) USING (training_key) GROUP BY holder_group
 ), summed AS (
     SELECT id, sum(CASE WHEN weight = 1 THEN value ELSE CAST(value * weight AS HUGEINT) END) AS value,
@@ -185,18 +204,18 @@ WITH held AS MATERIALIZED (
     FROM earned JOIN (SELECT DISTINCT holder_group, id, weight FROM held) USING (holder_group) GROUP BY id
     UNION ALL
     SELECT 0, sum(_gmv_fixed_small(contribution)), 0
-    FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative) HAVING null_distance IS NOT NULL
+    FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative, calibration := calibration) HAVING _gmv_null(null_distance, calibration) IS NOT NULL
 )
-FROM _gmv_named('held', 'summed', null_distance);
+FROM _gmv_named('held', 'summed', _gmv_null(null_distance, calibration));
 
 -- Over how many training images the credit of each generated image is spread: exp of the entropy of its contributions; and
 -- its nearest distance.
-CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO effective_contributors(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH totals AS (
     SELECT generated_key, min(distance) AS best_distance, _gmv_floating(sum(_gmv_fixed_small(contribution))) AS total,
            _gmv_floating(sum(_gmv_fixed_small(CASE WHEN contribution > 0 THEN contribution * ln(contribution) ELSE 0 END))) AS bits
     FROM contributions(k := k, temperature := temperature, quality_weighted := false, batch := batch,
-                       null_distance := null_distance, relative := relative)
+                       null_distance := null_distance, relative := relative, calibration := calibration)
     GROUP BY generated_key
 )
 SELECT generated_key, CASE WHEN total > 0 THEN total * exp(-bits / total) END AS effective, best_distance FROM totals;
@@ -241,28 +260,28 @@ FROM steps;
 
 -- Credit by name that near-copies don't earn: the Shapley value of the names in a game in which only the nearest image of
 -- each counts. Columns and arguments are those of credits.
-CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO owner_shapley(field := 'owner', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH held AS MATERIALIZED (
     FROM _gmv_holders(field, as_of)
 ), summed AS (
     SELECT id, sum(_gmv_fixed_small(_gmv_quality(quality, quality_weighted) * share)) AS value, CAST(sum(matches) AS BIGINT) AS matches
-    FROM _gmv_airport('held', k, temperature, batch, null_distance, relative) JOIN _gmv_credited(batch) USING (generated_key) GROUP BY id
+    FROM _gmv_airport('held', k, _gmv_temperature(temperature, calibration), batch, _gmv_null(null_distance, calibration), _gmv_relative(relative, calibration)) JOIN _gmv_credited(batch) USING (generated_key) GROUP BY id
 )
-FROM _gmv_named('held', 'summed', null_distance);
+FROM _gmv_named('held', 'summed', _gmv_null(null_distance, calibration));
 
 -- Credit by image that counts what an image replaces: the Shapley value of the images in v(S) = mean of exp(-d/T) over the k
 -- of S nearest to the generated image, scaled to its quality. Neighbours beyond k have value, too.
 -- Columns and arguments are those of image_values.
-CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO knn_shapley(k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH players AS (
-    SELECT generated_key, training_key, distance FROM _gmv_evidence(relative)
+    SELECT generated_key, training_key, distance FROM _gmv_evidence(_gmv_relative(relative, calibration))
     WHERE batch IS NULL OR generated_key IN (SELECT generated_key FROM _gmv_credited(batch))
     UNION ALL
-    SELECT generated_key, -1, distance FROM _gmv_strangers(batch, null_distance)
+    SELECT generated_key, -1, distance FROM _gmv_strangers(batch, _gmv_null(null_distance, calibration))
 ), steps AS (
     SELECT generated_key, training_key, row_number() OVER nearest AS place,
-           exp((first_value(distance) OVER nearest - distance) / _gmv_above_zero(temperature))
-           - coalesce(exp((first_value(distance) OVER nearest - lead(distance) OVER nearest) / temperature), 0.0) AS rise
+           exp((first_value(distance) OVER nearest - distance) / _gmv_above_zero(_gmv_temperature(temperature, calibration)))
+           - coalesce(exp((first_value(distance) OVER nearest - lead(distance) OVER nearest) / _gmv_temperature(temperature, calibration)), 0.0) AS rise
     FROM players WINDOW nearest AS (PARTITION BY generated_key ORDER BY distance, training_key)
 ), shares AS (
     SELECT generated_key, training_key, sum(_gmv_fixed_small(rise * least(_gmv_ranks(k), place) / place)) OVER (
@@ -278,7 +297,7 @@ WITH players AS (
 SELECT t.*, coalesce(s.value, 0.0) AS value, coalesce(s.matches, 0) AS matches, false AS nobody
 FROM _gmv_images(as_of) t LEFT JOIN sums s USING (training_key)
 UNION ALL
-SELECT NULL, NULL, '(nobody)', NULL, NULL, coalesce(max(value), 0.0), 0, true FROM sums WHERE training_key = -1 HAVING null_distance IS NOT NULL;
+SELECT NULL, NULL, '(nobody)', NULL, NULL, coalesce(max(value), 0.0), 0, true FROM sums WHERE training_key = -1 HAVING _gmv_null(null_distance, calibration) IS NOT NULL;
 
 -- The standard normal quantile of p from 0.5 to 1, to 1e-9 (Acklam's approximation).
 CREATE OR REPLACE MACRO _gmv_tail(t) AS
@@ -307,19 +326,19 @@ CREATE OR REPLACE MACRO _gmv_mean_quantile(n, one, two, three, z) AS
 -- name nothing, the other the larger of its largest credit of one image and 1.5 times the mean size that a unit of credit
 -- comes in.
 -- level: in percent, or below 1 a fraction. rule: 'shares' or 'owner-shapley'. The others are those of credits.
-CREATE OR REPLACE MACRO credit_intervals(field, level := 95, rule := 'shares', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL) AS TABLE
+CREATE OR REPLACE MACRO credit_intervals(field := 'owner', level := 95, rule := 'shares', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH held AS MATERIALIZED (
     FROM _gmv_holders(field, as_of)
 ), credit AS (
     SELECT generated_key, id, _gmv_floating(sum(_gmv_fixed_small(contribution * weight))) AS x
-    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative)
+    FROM contributions(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative, calibration := calibration)
     JOIN held USING (training_key) WHERE rule = 'shares' GROUP BY ALL
     UNION ALL
     SELECT generated_key, 0, contribution
-    FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative) WHERE rule = 'shares'
+    FROM _gmv_nobody(k := k, temperature := temperature, quality_weighted := quality_weighted, batch := batch, null_distance := null_distance, relative := relative, calibration := calibration) WHERE rule = 'shares'
     UNION ALL
     SELECT generated_key, id, _gmv_quality(quality, quality_weighted) * share
-    FROM _gmv_airport('held', k, temperature, batch, null_distance, relative) JOIN _gmv_credited(batch) USING (generated_key)
+    FROM _gmv_airport('held', k, _gmv_temperature(temperature, calibration), batch, _gmv_null(null_distance, calibration), _gmv_relative(relative, calibration)) JOIN _gmv_credited(batch) USING (generated_key)
     WHERE rule = 'owner-shapley'
 ), powers AS MATERIALIZED (
     SELECT id, _gmv_floating(sum(_gmv_fixed_small(x))) AS one, _gmv_floating(sum(_gmv_fixed_small(x * x))) AS two,
@@ -332,7 +351,7 @@ WITH held AS MATERIALIZED (
            any_value(_gmv_normal_quantile(0.5 + (CASE WHEN level > 1 THEN level / 100.0 ELSE level END) / 2)) AS z
     FROM _gmv_credited(batch)
 ), names AS (
-    SELECT DISTINCT id, name FROM held UNION ALL SELECT 0, '(nobody)' WHERE null_distance IS NOT NULL
+    SELECT DISTINCT id, name FROM held UNION ALL SELECT 0, '(nobody)' WHERE _gmv_null(null_distance, calibration) IS NOT NULL
 ), next AS (
     SELECT name, id, coalesce(one, 0) AS one, coalesce(two, 0) AS two, coalesce(three, 0) AS three, m, most, z,
            greatest(coalesce(largest, 0), least(1.5 * coalesce(size, 0), 1)) AS x
@@ -376,15 +395,17 @@ SELECT generated_key, training_key, distance, p_value,
        min(step) OVER (ORDER BY p_value DESC RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS q_value, among_training
 FROM stepped;
 
-CREATE OR REPLACE MACRO _gmv_owners() AS TABLE
-SELECT training_key, min(uri) AS uri, list_sort(list(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)) AS owners FROM sources GROUP BY ALL;
+-- Owners of each training image, by name, as a list; and its first URI.
+CREATE OR REPLACE MACRO _gmv_owners(as_of) AS TABLE
+SELECT training_key, min(uri) AS uri, list(DISTINCT owner ORDER BY owner) FILTER (WHERE owner IS NOT NULL) AS owners
+FROM _gmv_sources(as_of) GROUP BY training_key;
 
 -- Generated images with their nearest training image, the nearest first: is this nearly a copy, and of whose image? Figures
 -- are those of nearness.
 CREATE OR REPLACE MACRO copies(batch := NULL) AS TABLE
 SELECT g.uri AS generated, g.batch, o.uri AS training, array_to_string(o.owners, '; ') AS owners, n.distance, n.p_value, n.q_value,
        n.among_training
-FROM nearness(batch := batch) n JOIN generated g USING (generated_key) LEFT JOIN _gmv_owners() o USING (training_key)
+FROM nearness(batch := batch) n JOIN generated g USING (generated_key) LEFT JOIN _gmv_owners(NULL) o USING (training_key)
 ORDER BY n.p_value NULLS LAST, n.distance, g.uri;
 
 -- Training images of different owners that are nearly the same, the nearest first: claims to look at. Each pair once.
@@ -397,7 +418,7 @@ WITH pairs AS (
 )
 SELECT x.uri AS one, array_to_string(x.owners, '; ') AS owners, y.uri AS other, array_to_string(y.owners, '; ') AS other_owners, p.distance,
        (SELECT count(*) FILTER (WHERE own.distance <= p.distance) / count(*) FROM own) AS among_training
-FROM pairs p JOIN _gmv_owners() x ON x.training_key = a JOIN _gmv_owners() y ON y.training_key = b
+FROM pairs p JOIN _gmv_owners(NULL) x ON x.training_key = a JOIN _gmv_owners(NULL) y ON y.training_key = b
 JOIN training t ON t.training_key = a AND t.version_withdrawn IS NULL JOIN training u ON u.training_key = b AND u.version_withdrawn IS NULL
 WHERE x.owners IS DISTINCT FROM y.owners
 ORDER BY p.distance, one, other;

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError, did_you_mean
-from gmv_qdrant.ledger.database import Readable, literal
+from gmv_qdrant.ledger.database import Connection, Readable, literal
 from gmv_qdrant.ledger.names import require_batch
 from gmv_qdrant.ledger.selection import Selection
+from gmv_qdrant.text import FORMULA, NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,19 +314,20 @@ def last_runs(ledger: Readable, most: int = 5) -> list[dict[str, Any]]:
 
 EXPORTS = {
     "values": """
-        SELECT point_id AS image, uri, label, value, matches FROM image_values({arguments})
-        ORDER BY value DESC, point_id""",
+        SELECT v.point_id AS image, v.uri, coalesce(o.owners, []) AS owners, v.label, v.value, v.matches
+        FROM image_values({arguments}) v LEFT JOIN _gmv_owners({as_of}) o USING (training_key)
+        ORDER BY value DESC, image""",
     "contributions": """
-        SELECT g.uri AS generated_uri, s.uri AS training_uri, c.rank, c.distance, c.quality, c.contribution,
-               g.batch, t.point_id AS image
+        SELECT g.uri AS generated_uri, s.uri AS training_uri, coalesce(o.owners, []) AS owners, c.rank, c.distance,
+               c.quality, c.contribution, g.batch, t.point_id AS image
         FROM contributions({arguments}) c
         JOIN generated g USING (generated_key) JOIN training t USING (training_key)
-        JOIN (SELECT training_key, min(uri) AS uri FROM sources GROUP BY training_key) s USING (training_key)
-        ORDER BY g.batch, g.uri, c.rank""",
+        JOIN _gmv_owners(NULL) s USING (training_key) LEFT JOIN _gmv_owners({as_of}) o USING (training_key)
+        ORDER BY g.batch, generated_uri, c.rank""",
     "sources": """
         SELECT t.point_id AS image, s.uri, s.owner, s.label, s.licence, s.attributes, t.content_hash AS sha256,
                t.width, t.height
-        FROM sources s JOIN training t USING (training_key) WHERE t.version_withdrawn IS NULL
+        FROM _gmv_sources({as_of}) s JOIN training t USING (training_key) WHERE t.version_withdrawn IS NULL
         ORDER BY t.point_id, s.uri""",
     "generated": """
         SELECT uri, batch, label, quality, point_id AS image, content_hash AS sha256, attributes
@@ -335,20 +337,35 @@ EXPORTS = {
 
 
 def export(ledger: Readable, directory: Path, function: ValueFunction, file_format: str) -> list[Path]:
-    """Write the tables of `EXPORTS` as Parquet or CSV; each file is whole or not there."""
+    """Write the tables of `EXPORTS` as Parquet or CSV; each file is whole or not there.
+
+    In CSV, lists are JSON, and texts that a spreadsheet would take for a formula begin with an apostrophe.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     with ledger.read() as con:
         for name, select in EXPORTS.items():
             target = directory / f"{name}.{file_format}"
             partial = target.with_suffix(".partial")
-            options: dict[str, Any] = {
-                "parquet": "FORMAT parquet, COMPRESSION zstd",
-                "csv": "FORMAT csv, HEADER",
-            }
-            con.execute(
-                f"COPY ({select.format(arguments=function.sql())}) TO {literal(str(partial))} ({options[file_format]})"
-            )
+            rows = select.format(arguments=function.sql(), as_of=literal(function.as_of))
+            options = "FORMAT parquet, COMPRESSION zstd"
+            if file_format == "csv":
+                rows, options = _harmless(con, rows), "FORMAT csv, HEADER"
+            con.execute(f"COPY ({rows}) TO {literal(str(partial))} ({options})")
             partial.rename(target)
             written.append(target)
     return written
+
+
+def _harmless(con: Connection, select: str) -> str:
+    """The same rows for a file that people open in a spreadsheet: see `harmless_cell`."""
+    columns = con.execute(f"DESCRIBE ({select})").fetchall()
+    cells = {name: f"to_json({name})" if kind.endswith("[]") else name for name, kind, *_ in columns}
+    texts = [name for name, kind, *_ in columns if kind in ("VARCHAR", "JSON")]
+    formula, number = literal(FORMULA), literal(NUMBER)
+    for name in texts:
+        cells[name] = (
+            f"CASE WHEN regexp_matches({name}, {formula}) AND NOT regexp_matches({name}, {number}) "
+            f"THEN concat('''', {name}) ELSE {name} END"
+        )
+    return f"SELECT {', '.join(f'{cell} AS {name}' for name, cell in cells.items())} FROM ({select})"

@@ -20,17 +20,28 @@ from gmv_qdrant.errors import GmvError
 from gmv_qdrant.ledger.database import Connection, Ledger, insert, utc_now
 from gmv_qdrant.ledger.sources import Change
 
-_PACKAGES = ("gmv-qdrant", "qdrant-edge-py", "qdrant-client", "duckdb", "torch", "torchvision", "timm")
+_PACKAGES = (
+    *(
+        "gmv-qdrant",
+        "qdrant-edge-py",
+        "qdrant-client",
+        "duckdb",
+        "pyarrow",
+        "numpy",
+        "scipy",
+        "Pillow",
+        "tifffile",
+    ),
+    *("torch", "torchvision", "timm", "open_clip_torch", "dreamsim", "lpips", "pyiqa", "datasets", "ray"),
+)
 
 
 def versions() -> dict[str, str]:
-    """Versions of this tool and of what it computes with."""
+    """Versions of this tool and of what it computes with, as far as it is installed; nothing is imported for it."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
