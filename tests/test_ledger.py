@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -209,8 +211,8 @@ def test_a_run_says_which_versions_computed_without_importing_them() -> None:
 import sys
 from gmv_qdrant.ledger.runs import versions
 told = set(versions())
-assert {"python", "gmv-qdrant", "torch", "open_clip_torch", "dreamsim", "lpips", "pyiqa", "Pillow", "numpy", "scipy", "timm",
-        "duckdb", "qdrant-edge-py"} <= told, told
+assert {"python", "gmv-qdrant", "torch", "open_clip_torch", "dreamsim", "lpips", "pyiqa", "Pillow",
+        "numpy", "scipy", "timm", "duckdb", "qdrant-edge-py"} <= told, told
 assert not {"torch", "open_clip", "dreamsim", "lpips", "pyiqa", "timm", "scipy"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
