@@ -31,6 +31,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {names[near[0]]!r}?)" if near else ""
 
 
+def first_line(error: object) -> str:
+    """What an exception says, on one line and without a full stop; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
 class GmvError(Exception):
     """Root of the tree; the command line prints its message and exits 1."""
 

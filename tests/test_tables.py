@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import re
 import unicodedata
 from pathlib import Path
@@ -15,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gmv_qdrant.images import described
 from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.images.sources import Sources, open_sources
+from gmv_qdrant.images.tables import read_rows
 
 CSV, JSONL, TSV, JSON = "metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.json"
 BOTH = {"0.png": "Ada", "1.png": "Bob"}
@@ -230,7 +233,7 @@ NAMED: dict[str, tuple[str, str | bytes, str]] = {
     "a quote that doesn't close": (
         CSV,
         'file_name,owner\n0.png,"Ada\n1.png,Bob\n',
-        "line 2: a quote doesn't close within 2 lines",
+        "line 2: it has a quote that doesn't close",
     ),
     "a line break in a name": (CSV, 'file_name,owner\n0.png,"Ada\nBob"\n1.png,\n', "line break"),
     "an escape sequence in a name": (
@@ -338,6 +341,90 @@ def test_used(kind: str, tmp_path: Path) -> None:
     assert sources.plan() == sources.census  # the same is known before any image is read
     for record in records.values():
         json.dumps(record.attributes).encode()
+
+
+ONE_BAD_ROW: dict[str, tuple[str, bytes, bytes]] = {
+    "an owner that isn't UTF-8 among those that are": (CSV, b"1.png,J\xffrg", b"0.png,Jos\xc3\xa9"),
+    "Latin-1 among UTF-8": (CSV, b"1.png,Jos\xe9", b"0.png,Jos\xc3\xa9"),
+    "half a character of UTF-8": (CSV, b"1.png,Jos\xc3", b"0.png,Jos\xc3\xa9"),
+    "bytes of no encoding": (CSV, b"1.png,\x81\x8d", b"0.png,Jos\xe9"),
+    "binary": (CSV, b"1.png,\xff\xfe\x00\x01", b"0.png,Ada"),
+    "one byte": (CSV, b"1.png,\xff", b"0.png,Ada"),
+    "bytes in the file's name": (CSV, b"\xff\xfe1.png,Eve", b"0.png,Ada"),
+    "a cell of 200,000 characters": (CSV, b"1.png," + b"x" * 200_000, b"0.png,Ada"),
+    "a line of 20 MB": (CSV, b"1.png," + b"x" * 20_000_000, b"0.png,Ada"),
+    "an owner of 2,000 characters": (CSV, b"1.png," + b"x" * 2_000, b"0.png,Ada"),
+    "too many cells": (CSV, b"1.png,Eve,Bob", b"0.png,Ada"),
+    "no file": (CSV, b",Eve", b"0.png,Ada"),
+    "an open quote": (CSV, b'1.png,"Eve', b"0.png,Ada"),
+    "an open quote, and a whole one": (CSV, b'1.png,"Eve', b'0.png,"Ada"'),
+    "a flag": (CSV, b"1.png,true", b"0.png,Ada"),
+    "a control character": (CSV, b"1.png,E\x1b[2Jve", b"0.png,Ada"),
+    "a zero byte": (CSV, b"1.png,E\0ve", b"0.png,Ada"),
+    "TSV": (TSV, b"1.png\t\xff\xfe", b"0.png\tAda"),
+    "JSON that is damaged": (JSONL, b'{"file_name": "1.png", "owner": Eve}', b'{"file_name": "0.png", "owner": "Ada"}'),
+    "JSON with bytes of no encoding": (JSONL, b'{"file_name": "1.png", "owner": "\xff\xfe"}',
+                                       b'{"file_name": "0.png", "owner": "Ada"}'),
+    "a JSON line of 20 MB": (JSONL, b'{"file_name": "1.png", "owner": "' + b"x" * 20_000_000 + b'"}',
+                             b'{"file_name": "0.png", "owner": "Ada"}'),
+    "JSON with a dict": (JSONL, b'{"file_name": "1.png", "owner": {"n": "Eve"}}',
+                         b'{"file_name": "0.png", "owner": "Ada"}'),
+    "a JSON list": (JSONL, b'["1.png", "Eve"]', b'{"file_name": "0.png", "owner": "Ada"}'),
+}  # fmt: skip
+"""The line that is bad, between two like the other one."""
+
+
+@pytest.mark.parametrize("kind", ONE_BAD_ROW)
+def test_one_bad_row_is_named_by_its_number_and_the_rest_is_used(kind: str, tmp_path: Path) -> None:
+    name, bad, good = ONE_BAD_ROW[kind]
+    head = {CSV: [b"file_name,owner"], TSV: [b"file_name\towner"], JSONL: []}[name]
+    content = b"\n".join([*head, good, bad, good.replace(b"0.png", b"2.png"), b""])
+    root = make(tmp_path, name, content, ("0.png", "1.png", "2.png"))
+    records, reasons, sources = read(root, owner="default")
+    assert list(records) == ["0.png", "2.png"]
+    assert records["0.png"].owners == records["2.png"].owners
+    assert records["0.png"].owners[0] in ("Ada", "José")
+    assert any(f"line {len(head) + 2}" in uri + reason for uri, reason in reasons.items()), reasons
+    assert sources.census.seen == len(records) + len(reasons) + sum(sources.census.passed.values())
+
+
+def test_what_is_damaged_in_its_midst_is_used_up_to_there(tmp_path: Path) -> None:
+    text = ("file_name,owner\n0.png,Ada\n" + "".join(f"{n}.png,x\n" for n in range(2, 5000))).encode("utf-16")
+    records, reasons, _ = read(make(tmp_path / "utf-16", CSV, text[:-1]), owner="default")
+    assert (records["0.png"].owners, "1.png" in records) == (("Ada",), False)
+    assert "that can't be read" in reasons["1.png"]
+    table = pa.table(
+        {"file_name": [f"{n}.png" for n in range(9000)], "owner": [f"{n:064}" for n in range(9000)]}
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=3000, compression="none", use_dictionary=False)
+    data = bytearray(buffer.getvalue())
+    data[len(data) // 2 : len(data) // 2 + 200] = b"\xff" * 200
+    names = ("0.png", "1.png", "8999.png")
+    records, reasons, _ = read(
+        make(tmp_path / "parquet", "metadata.parquet", bytes(data), names), owner="default"
+    )
+    assert {"0.png", "1.png"} <= set(records)
+    assert "8999.png" in records or "8999.png" in reasons
+
+
+def test_a_table_is_read_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path, CSV, "file_name,owner\n0.png,Ada\n1.png,Bob\n1.png,Bob\n9.png,x\n")
+    read_tables: list[str] = []
+    monkeypatch.setattr(
+        described, "read_rows", lambda name, *rest: read_tables.append(name) or read_rows(name, *rest)
+    )
+    sources = open_sources([root])
+    plan = sources.plan()
+    first, second = list(sources), list(sources)
+    assert first == second
+    assert (read_tables, plan) == ([CSV], sources.census)
+    assert any("several rows for one image" in note for note in sources.census.notes)
+    (root / CSV).write_text("file_name,owner\n0.png,Eve\n1.png,Bobby\n")
+    assert [item.owners for item in sources if isinstance(item, Record)] == [("Eve",), ("Bobby",)]
+    assert list(pickle.loads(pickle.dumps(sources))) == list(sources)
 
 
 @pytest.mark.parametrize("kind", NAMED)

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from gmv_qdrant.errors import ImageError
+from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images import limits, names
 from gmv_qdrant.images.kinds import HEAD, kind_of
 from gmv_qdrant.images.records import read_file, too_large
@@ -50,6 +50,8 @@ class Archive(ABC):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.version: tuple[object, ...] = ()
+        """Of the file, as far as its size and time tell."""
         self.entries: list[Entry] = []
         self.damage = ""
         """Why what follows the last entry is lost, if it is."""
@@ -99,7 +101,9 @@ class Archive(ABC):
         except ImageError:
             raise
         except Exception as error:
-            raise ImageError(f"the member {entry.part} is damaged: {_line(error)}", kind="damaged") from error
+            raise ImageError(
+                f"the member {entry.part} is damaged: {first_line(error)}", kind="damaged"
+            ) from error
 
     def _add(self, entry: Entry) -> None:
         """Names come as they are; a name that is there already is told apart by its number."""
@@ -176,7 +180,7 @@ class Tar(Archive):
         except (DamagedTar, ImageError) as error:
             self._lost(str(error), getattr(error, "kind", "archive"))
         except Exception as error:  # noqa: BLE001 - each decompressor has its own for damage
-            self._lost(_line(error), "archive")
+            self._lost(first_line(error), "archive")
         if self.entries and self.entries[-1].kind == "damaged":
             self._lost("it ends within a member", "archive")
         self._follow_links()
@@ -248,6 +252,7 @@ def open_archive(path: str) -> Archive:
     with _opening:
         if version not in _OPEN:
             _OPEN[version] = _opened(path, status.st_size)
+            _OPEN[version].version = version
             while len(_OPEN) > _MOST_OPEN:
                 _OPEN.popitem(last=False)
         _OPEN.move_to_end(version)
@@ -269,7 +274,7 @@ def _opened(path: str, size: int) -> Archive:
         raise
     except Exception as error:
         raise ImageError(
-            f"this archive can't be read: {_line(error)}; is it complete?", kind="archive"
+            f"this archive can't be read: {first_line(error)}; is it complete?", kind="archive"
         ) from error
 
 
@@ -300,8 +305,3 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 def _describes(name: str) -> bool:
     base = posixpath.basename(name.replace("\\", "/"))
     return names.suffix(base) in names.SIDECAR_SUFFIXES or names.is_table(base)
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

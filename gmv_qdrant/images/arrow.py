@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gmv_qdrant.errors import first_line
 from gmv_qdrant.images.descriptions import Unreadable
 
 
@@ -49,7 +50,7 @@ def _value(cell: Any) -> object:
         try:
             return str(cell.cast("string").as_py())
         except Exception:  # noqa: BLE001 - as above
-            return Unreadable((str(error).splitlines() or [""])[0][:200] or type(error).__name__)
+            return Unreadable(first_line(error)[:200])
 
 
 def named(value: object, classes: list[str] | None) -> object:

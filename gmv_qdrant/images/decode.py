@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gmv_qdrant.errors import ImageError
+from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images import limits, png, tiff
 from gmv_qdrant.images.colour import to_srgb
 from gmv_qdrant.images.kinds import HEAD, kind_of
@@ -251,6 +251,6 @@ def _deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _reason(name: str, error: Exception) -> str:
-    message = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    message = first_line(error)
     kind = "truncated" if "truncated" in message.lower() else "damaged"
     return f"{kind} {name}: {message}"

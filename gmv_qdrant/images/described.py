@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from gmv_qdrant.errors import ImageError
+from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images.descriptions import (
     EMPTY,
     Description,
@@ -31,6 +31,7 @@ from gmv_qdrant.images.tables import Open, Row, read_rows
 
 Exists = Callable[[str], bool]
 """Whether there is a file at a path from the table's folder."""
+Note = Callable[[str], None]
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 _TRIES = 1_000
@@ -38,30 +39,32 @@ _TRIES = 1_000
 
 
 class Rows:
-    """Rows of any number of tables, in a temporary database that goes to disk when it grows."""
+    """Tables that were read, and their rows in a temporary database that goes to disk when it grows."""
 
     def __init__(self) -> None:
         self._con = sqlite3.connect("", check_same_thread=False)
         self._con.execute("CREATE TABLE rows (tab INTEGER, path TEXT, folded TEXT, place TEXT, pairs BLOB)")
         self._con.execute("CREATE INDEX paths ON rows (tab, path)")
         self._con.execute("CREATE INDEX folds ON rows (tab, folded)")
-        self._tables = 0
+        self._tables: dict[tuple[object, ...], Table] = {}
 
-    def add(self, rows: Iterator[tuple[str, str, str, bytes]]) -> tuple[int, range]:
-        """Keep the rows of one more table: its number, and theirs."""
-        self._tables += 1
+    def table(self, uri: str, version: tuple[object, ...], source: Open, exists: Exists, note: Note) -> Table:
+        """The table at ``uri``, of which nothing was asked yet; one of that version is only read once."""
+        key = (uri, *version)
+        if key not in self._tables:
+            self._tables[key] = Table(uri, source, exists, self, len(self._tables))
+        self._tables[key].begin(note)
+        return self._tables[key]
+
+    def add(self, rows: Iterator[tuple[int, str, str, str, bytes]]) -> range:
+        """Keep the rows of one more table; their numbers."""
         first = self._last() + 1
         with self._con:
-            self._con.executemany(
-                "INSERT INTO rows VALUES (?, ?, ?, ?, ?)", ((self._tables, *row) for row in rows)
-            )
-        return self._tables, range(first, self._last() + 1)
+            self._con.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", rows)
+        return range(first, self._last() + 1)
 
     def ask(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._con.execute(sql, parameters).fetchall()
-
-    def close(self) -> None:
-        self._con.close()
 
     def _last(self) -> int:
         return int(self.ask("SELECT coalesce(max(rowid), 0) FROM rows")[0][0])
@@ -70,9 +73,7 @@ class Rows:
 class Table:
     """One metadata table: what it says of a file, and afterwards, which of its rows were about none."""
 
-    def __init__(
-        self, uri: str, source: Open, exists: Exists, note: Callable[[str], None], rows: Rows
-    ) -> None:
+    def __init__(self, uri: str, source: Open, exists: Exists, rows: Rows, number: int) -> None:
         """Reads all of it into ``rows``. What is wrong with it as a whole is its ``problem``: nothing is raised."""
         self.uri = printable(uri)
         self.name = self.uri.replace("#", "/").rpartition("/")[2]
@@ -84,22 +85,31 @@ class Table:
         """Rows that can't be read: where, and why."""
         self.nameless: list[str] = []
         """Where rows stand that name no file."""
-        self._say = note
+        self._told: list[str] = []
+        """What reading it had to decide."""
+        self._say: Note = self._told.append
         self._exists = exists
         self._prefixes: list[str] = []
         self._misses = 0
         self._whole: dict[str, bool] = {}
-        self._rows, self._tab, self._numbers = rows, 0, range(0)
+        self._rows, self._tab, self._numbers = rows, number, range(0)
+        self._claimed = bytearray()
         try:
-            self._tab, self._numbers = rows.add(self._kept(source))
+            self._numbers = rows.add(self._kept(source))
         except ImageError as error:
             self.is_other = error.kind == "no-table"
             self.problem = str(error)
         except Exception as error:  # noqa: BLE001 - whatever a table does to a reader, its images are refused by name
-            self.problem = f"it can't be read: {(str(error).splitlines() or [''])[0] or type(error).__name__}"
+            self.problem = f"it can't be read: {first_line(error)}"
         if self.is_other:
             self._note(f"isn't a table of images and isn't used: {self.problem}")
+
+    def begin(self, note: Note) -> None:
+        """No row was asked for yet; ``note`` is told what is decided, and what was when it was read."""
+        self._say = note
         self._claimed = bytearray(len(self._numbers))
+        for text in self._told:
+            note(text)
 
     def describe(self, path: str) -> Description | None:
         """What the rows for the file at ``path``, from the table's folder, say together; None where there is none.
@@ -107,28 +117,26 @@ class Table:
         Raises `ImageError` when that can't be told: the table or the row is damaged, or rows disagree.
         """
         if self.problem:
-            raise ImageError(
-                f"{self.uri}, which describes it, is of no use: {self.problem}", kind="description"
-            )
+            raise _refused(f"{self.uri}, which describes it, is of no use: {self.problem}")
         found = self._find(path)
         if not found and self.damaged:
             place, reason = self.damaged[0]
-            raise ImageError(
-                f"{self.uri} has no row for it, but {len(self.damaged)} that can't be read ({place}: {reason})",
-                kind="description",
+            raise _refused(
+                f"{self.uri} has no row for it, but {len(self.damaged)} that can't be read ({place}: {reason})"
             )
+        claims = [number - self._numbers.start for number, _, _ in found]
+        taken = [self._claimed[claim] for claim in claims]
+        for claim in claims:
+            self._claimed[claim] = 1
         whole = frozenset(name for name, is_so in self._whole.items() if is_so)
         description: Description | None = None
-        taken = [self._claimed[number - self._numbers.start] for number, _, _ in found]
-        for number, _, _ in found:
-            self._claimed[number - self._numbers.start] = 1
         for was_taken, (_, place, pairs) in zip(taken, found, strict=True):
             if was_taken:
-                raise ImageError(f"{place} of {self.uri} is about another image already", kind="description")
+                raise _refused(f"{place} of {self.uri} is about another image already")
             try:
                 one = describe(pickle.loads(pairs), whole)
             except ImageError as error:
-                raise ImageError(f"{place} of {self.uri}: {error}", kind="description") from None
+                raise _refused(f"{place} of {self.uri}: {error}") from None
             together = f"{len(found)} rows of {self.uri}"
             description = one if description is None else merged(description, one, together)
         if len(found) > 1:
@@ -166,8 +174,8 @@ class Table:
         self._note("names files that a nearer table describes, or that were reached by another path")
         return None
 
-    def _kept(self, source: Open) -> Iterator[tuple[str, str, str, bytes]]:
-        for row in read_rows(self.name, source, self._note):
+    def _kept(self, source: Open) -> Iterator[tuple[int, str, str, str, bytes]]:
+        for row in self._read(source):
             if row.damage:
                 self.damaged.append((row.place, row.damage))
             elif not row.files:
@@ -179,7 +187,19 @@ class Table:
                 if file != file.strip() and not self._exists(path):  # blanks are part of few names
                     path = self._path(file.strip())
                 path = path.encode("utf-8", "backslashreplace").decode()
-                yield path, _folded(path), row.place, pairs
+                yield self._tab, path, _folded(path), row.place, pairs
+
+    def _read(self, source: Open) -> Iterator[Row]:
+        """Its rows; where damage in the midst of it ends them, those before it are kept."""
+        last = ""
+        try:
+            for row in read_rows(self.name, source, self._note):
+                yield row
+                last = row.place
+        except Exception as error:
+            if not last:
+                raise
+            yield Row(f"after {last}", (), (), f"what follows {last} can't be read: {first_line(error)}")
 
     def _look_at_columns(self, row: Row) -> None:
         for name, value in row.pairs:
@@ -244,6 +264,10 @@ class Table:
             return []
         self._note("names files in another case, or percent-encoded: they are taken for those that are there")
         return [(row[0], row[1], row[2]) for row in near]
+
+
+def _refused(reason: str) -> ImageError:
+    return ImageError(reason, kind="description")
 
 
 def _packed(pairs: Pairs) -> bytes:

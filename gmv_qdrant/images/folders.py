@@ -39,6 +39,13 @@ class File(Member):
         time = self._status().st_mtime_ns
         return time if -_LONGEST_TIME <= time <= _LONGEST_TIME else None
 
+    @property
+    def version(self) -> tuple[object, ...]:
+        try:
+            return self.size, self._status().st_mtime_ns, self._status().st_ino
+        except ImageError:  # reading it says why
+            return ()
+
     def check(self) -> None:
         try:
             self.uri.encode()

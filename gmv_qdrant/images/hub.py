@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gmv_qdrant.errors import ImageError, SourceError
+from gmv_qdrant.errors import ImageError, SourceError, first_line
 from gmv_qdrant.images.arrow import class_names, named
 from gmv_qdrant.images.descriptions import Pairs
 from gmv_qdrant.images.parquet import Layout, choose, image_bytes, said_of
@@ -37,7 +37,7 @@ def read_hub_row(uri: str, row: int) -> bytes:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"Row {row} of {uri} cannot be read: {_line(error)}") from error
+        raise ImageError(f"Row {row} of {uri} cannot be read: {first_line(error)}") from error
     raise ImageError(f"The data set {uri} has no row {row}.", kind="absent")
 
 
@@ -57,7 +57,7 @@ def hub_image(uri: str, value: object) -> bytes:
         with fsspec.open(path, "rb") as file:
             data: bytes = file.read()
     except Exception as error:
-        raise ImageError(f"{path} cannot be read: {_line(error)}") from error
+        raise ImageError(f"{path} cannot be read: {first_line(error)}") from error
     return data
 
 
@@ -70,7 +70,7 @@ def _rows(uri: str, dataset: Any, layout: Layout) -> Iterator[tuple[Pairs, objec
         except StopIteration:
             return
         except Exception as error:
-            raise SourceError(f"The data set {uri} stopped at row {row}: {_line(error)}") from error
+            raise SourceError(f"The data set {uri} stopped at row {row}: {first_line(error)}") from error
         row += 1
         pairs = [
             (name, named(value, layout.classes.get(name)))
@@ -96,7 +96,7 @@ def _opened(uri: str) -> tuple[Any, str, Layout]:
             dataset = dataset._resolve_features()
     except Exception as error:
         raise SourceError(
-            f"The data set {uri} cannot be had from the Hugging Face hub: {_line(error)} "
+            f"The data set {uri} cannot be had from the Hugging Face hub: {first_line(error)}. "
             "Check the name (hf://NAME:SPLIT), the network and HF_HUB_OFFLINE."
         ) from error
     features = dataset.features
@@ -127,9 +127,3 @@ def _opened(uri: str) -> tuple[Any, str, Layout]:
 def _parted(uri: str) -> tuple[str, str]:
     name, _, split = uri.removeprefix(HUB).partition(":")
     return name, split
-
-
-def _line(error: BaseException) -> str:
-    """An engine's message as one line that ends with a full stop."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gmv_qdrant.errors import ImageError
+from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images import limits, names
 from gmv_qdrant.images.census import Census
 from gmv_qdrant.images.described import Table
@@ -30,6 +30,11 @@ class Member(ABC):
     path: str
     """From the top of the tree, with ``/`` between names."""
     uri: str
+
+    @property
+    @abstractmethod
+    def version(self) -> tuple[object, ...]:
+        """Another one where its content may be another."""
 
     @abstractmethod
     def read(self, limit: int = limits.FILE_BYTES) -> bytes:
@@ -231,10 +236,8 @@ def unusable(uri: str, error: Exception) -> Unusable:
     """What can't be given because of any error at all."""
     if isinstance(error, ImageError):
         return Unusable(names.printable(uri), str(error), error.kind)
-    reason = (str(error).strip().splitlines() or [""])[0][:300]
-    return Unusable(
-        names.printable(uri), f"{reason} ({type(error).__name__})" if reason else type(error).__name__
-    )
+    kind, said = type(error).__name__, first_line(error)[:300]
+    return Unusable(names.printable(uri), said if said == kind else f"{said} ({kind})")
 
 
 def _is_no_image(member: Member) -> bool:

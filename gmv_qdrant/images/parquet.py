@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gmv_qdrant.errors import ImageError
+from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images.arrow import class_names, hub_features, values
 from gmv_qdrant.images.descriptions import Pairs, Unreadable
 from gmv_qdrant.images.kinds import HEAD, kind_of
@@ -49,7 +49,7 @@ def read_images(path: str, *, load: bool) -> tuple[Layout, Iterator[tuple[Pairs,
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"this Parquet file can't be read: {_line(error)}", kind="table") from error
+        raise ImageError(f"this Parquet file can't be read: {first_line(error)}", kind="table") from error
     return layout, _rows(path, layout, load)
 
 
@@ -73,7 +73,7 @@ def read_row(path: str, row: int) -> bytes:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"Row {row} of {printable(path)} cannot be read: {_line(error)}.") from error
+        raise ImageError(f"Row {row} of {printable(path)} cannot be read: {first_line(error)}.") from error
     raise ImageError(f"The Parquet file {printable(path)} has no row {row}.", kind="absent")
 
 
@@ -217,8 +217,3 @@ def _rows(path: str, layout: Layout, load: bool) -> Iterator[tuple[Pairs, object
                     others.append(name)
             for row in range(batch.num_rows):
                 yield [(name, column[row]) for name, column in zip(others, columns, strict=True)], images[row]
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

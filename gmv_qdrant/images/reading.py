@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from gmv_qdrant.errors import ImageError, SourceError
+from gmv_qdrant.errors import ImageError, SourceError, first_line
 from gmv_qdrant.images import limits
 from gmv_qdrant.images.allowed import SCHEME, check_allowed, check_file
 from gmv_qdrant.images.archives import open_archive
@@ -97,8 +97,7 @@ def _read_url(url: str, allowed: Sequence[str]) -> bytes:
     except ImageError:
         raise
     except Exception as error:
-        message = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
-        raise ImageError(f"{url} cannot be read: {message}.", kind="unreadable") from error
+        raise ImageError(f"{url} cannot be read: {first_line(error)}.", kind="unreadable") from error
     if len(data) > limits.FILE_BYTES:
         raise ImageError(too_large(len(data)), kind="too-large")
     return data

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gmv_qdrant.errors import ImageError, SourceError
 from gmv_qdrant.images.allowed import SCHEME, without_credentials
 from gmv_qdrant.images.census import Census
+from gmv_qdrant.images.described import Rows
 from gmv_qdrant.images.descriptions import names_of
 from gmv_qdrant.images.hub import HUB, check_hub
 from gmv_qdrant.images.names import is_table, printable
@@ -32,6 +33,11 @@ class Sources:
     allowed: tuple[str, ...] = ()
     census: Census = field(default_factory=Census, compare=False)
     """What the last iteration has come by so far."""
+    _rows: Rows = field(default_factory=Rows, compare=False, repr=False)
+    """The tables that a plan has read needn't be read again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sources, (self.paths, self.owner, self.only, self.allowed)
 
     def __iter__(self) -> Iterator[Record | Unusable]:
         self.census.clear()
@@ -63,18 +69,18 @@ class Sources:
             census,
             load,
             (lambda uri: True) if only is None else (lambda uri: uri in only),
+            self._rows,
         )
         folders = [path for path in self.paths if os.path.isdir(path)]
-        with contextlib.closing(walk):
-            for place, paths in itertools.groupby(self.paths, _place):
-                if place is not None:
-                    yield from walk.files(place, list(paths))
-                    continue
-                for path in paths:
-                    if path.startswith(HUB):
-                        yield from walk.hub(path)
-                    else:
-                        yield from walk.folder(path, os.path.basename(path) if len(folders) > 1 else None)
+        for place, paths in itertools.groupby(self.paths, _place):
+            if place is not None:
+                yield from walk.files(place, list(paths))
+                continue
+            for path in paths:
+                if path.startswith(HUB):
+                    yield from walk.hub(path)
+                else:
+                    yield from walk.folder(path, os.path.basename(path) if len(folders) > 1 else None)
 
 
 def _place(path: str) -> str | None:

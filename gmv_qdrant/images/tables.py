@@ -1,7 +1,7 @@
 """Metadata tables as people write them -> rows: CSV with any separator, TSV, JSON, JSON lines, Parquet.
 
-Nothing is guessed about values: CSV stays text, so that an owner ``007`` doesn't become 7. A row that can't be read is
-a row that says so; only a table that names no images at all is refused as a whole.
+Nothing is guessed about values: CSV stays text, so that an owner ``007`` doesn't become 7. A row or a cell that can't
+be read is one that says so; only a table that names no images at all is refused as a whole.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import io
 import itertools
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from gmv_qdrant.errors import ImageError
+from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images import limits
 from gmv_qdrant.images.arrow import class_names, hub_features, values
 from gmv_qdrant.images.descriptions import Pairs, Unreadable
@@ -44,6 +45,8 @@ _FILE_COLUMNS = (
 
 _SEPARATORS = ",;\t|"
 _LINE = 16 * limits.MIB
+_CUT = "\udc00"
+"""In place of a line that is too long; no decoder gives it."""
 _WHOLE_JSON = 256 * limits.MIB
 _PAGE = 1024
 _BOMS = (
@@ -53,7 +56,19 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_UNDECODED = {
+    "utf-8": (re.compile("[\udc80-\udcff]"), "it has bytes that aren't UTF-8, as the rest is"),
+    "cp1252": (  # and no word begins with ÿ, or has it beside þ: these are the bytes FF and FE
+        re.compile("[\udc80-\udcff]|(?<![A-Za-z])ÿ|þÿ"),
+        "its bytes are neither UTF-8 nor Windows-1252: save the table as UTF-8",
+    ),
+    "utf-16": (re.compile("\ufffd"), "it has bytes that aren't UTF-16"),
+}
+"""What decoders leave in the place of bytes that are none of an encoding's, and what to say of it."""
 _EXCEL_TEXT = re.compile(r'="(.*)"', re.DOTALL)
+
+Wrong = Callable[[str], str]
+"""What is wrong with a decoded text, if anything is."""
 
 
 def read_rows(name: str, source: Open, note: Note) -> Iterator[Row]:
@@ -72,18 +87,25 @@ def read_rows(name: str, source: Open, note: Note) -> Iterator[Row]:
 
 
 def _text(source: Open, encoding: str, ending: str) -> Iterator[Row]:
-    with io.TextIOWrapper(source(), encoding=encoding, newline="") as text:
-        try:
-            if ending in ("csv", "tsv"):
-                yield from _separated(_lines(text), "\t" + _SEPARATORS if ending == "tsv" else _SEPARATORS)
-            else:
-                yield from _json(text, ending)
-        except UnicodeError as error:
-            raise ImageError(f"its text is damaged: {error}") from None
+    one_byte = encoding in ("utf-8", "utf-8-sig", "cp1252")
+    left, reason = _UNDECODED[encoding.removesuffix("-sig") if one_byte else "utf-16"]
+
+    def wrong(text: str) -> str:
+        if _CUT in text:
+            return f"it has more than {limits.size_of(_LINE)}"
+        return reason if left.search(text) else ""
+
+    errors = "surrogateescape" if one_byte else "replace"
+    with io.TextIOWrapper(source(), encoding=encoding, errors=errors, newline="") as text:
+        if ending in ("csv", "tsv"):
+            separators = "\t" + _SEPARATORS if ending == "tsv" else _SEPARATORS
+            yield from _separated(_lines(text), separators, wrong)
+        else:
+            yield from _json(_lines(text), ending, wrong)
 
 
 def _encoding(source: Open, note: Note) -> str:
-    """By its byte-order mark; else UTF-8, and Windows-1252 where it isn't that, as Excel saves CSV."""
+    """By its byte-order mark; else UTF-8, and Windows-1252 where no line but plain ones is that, as Excel saves CSV."""
     with source() as file:
         head = file.read(4)
         for mark, encoding in _BOMS:
@@ -91,29 +113,28 @@ def _encoding(source: Open, note: Note) -> str:
                 return encoding
         if b"\0" in head:
             raise ImageError("it is neither text in UTF-8 nor marked as UTF-16: save it as UTF-8")
-        decoders = {name: codecs.getincrementaldecoder(name)() for name in ("utf-8", "cp1252")}
-        block = head
-        while decoders:
-            for name in list(decoders):
-                try:
-                    decoders[name].decode(block, final=not block)
-                except UnicodeDecodeError:
-                    del decoders[name]
-            if not block:
-                break
-            block = file.read(limits.MIB)
-    if "utf-8" in decoders:
+        others = False
+        while line := head + file.readline(_LINE):
+            head = b""
+            if line.isascii():
+                continue
+            try:
+                line.decode()
+                return "utf-8"
+            except UnicodeDecodeError:
+                others = True
+    if not others:
         return "utf-8"
-    if not decoders:
-        raise ImageError("its text is neither UTF-8 nor Windows-1252: save it as UTF-8")
     note("isn't UTF-8 and was read as Windows-1252: check the accents in its names")
     return "cp1252"
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
     while line := text.readline(_LINE):
-        if len(line) == _LINE:
-            raise ImageError(f"it has a line of more than {limits.size_of(_LINE)}")
+        if len(line) == _LINE and not line.endswith("\n"):
+            while (more := text.readline(_LINE)) and not more.endswith("\n"):
+                pass
+            line = _CUT + "\n"
         yield line
 
 
@@ -145,15 +166,15 @@ def _files(value: object) -> tuple[str, ...]:
 # -- text with separators --------------------------------------------------------------------------------------------
 
 
-def _separated(lines: Iterator[str], separators: str) -> Iterator[Row]:
+def _separated(lines: Iterator[str], separators: str, wrong: Wrong) -> Iterator[Row]:
     names, at, separator, header_line = _header(lines, separators)
-    reader = _Records(lines, separator)
-    for cells, damage in reader:
-        place = f"line {header_line + reader.first_line}"
+    records = _Records(lines, separator)
+    for cells, damage in records:
+        place = f"line {header_line + records.first_line}"
         if damage:
             yield Row(place, (), (), damage)
         elif any(cell.strip() for cell in cells):
-            yield _row_of_cells(place, names, at, cells)
+            yield _row_of_cells(place, names, at, cells, wrong)
 
 
 def _header(lines: Iterator[str], separators: str) -> tuple[list[str], int, str, int]:
@@ -174,16 +195,18 @@ def _header(lines: Iterator[str], separators: str) -> tuple[list[str], int, str,
 
 
 class _Records:
-    """Records of CSV, each with what is wrong with it; a quote that doesn't close swallows no line unsaid."""
+    """Records of CSV, each with what is wrong with it; a quote that doesn't close costs the line that it opens in."""
 
     def __init__(self, lines: Iterator[str], separator: str) -> None:
         self.lines, self.separator = lines, separator
         self.read: list[str] = []
+        self.again: deque[str] = deque()
+        """Lines that were taken for a part of another record, and weren't."""
         self.seen = 0
         self.first_line = 0
 
     def __iter__(self) -> Iterator[tuple[list[str], str]]:
-        records = csv.reader(self._remembered(), delimiter=self.separator, skipinitialspace=True, strict=True)
+        records = self._reader()
         while True:
             self.read.clear()
             self.first_line = self.seen + 1
@@ -192,33 +215,46 @@ class _Records:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield self._again(str(error))
+                yield self._sloppy(str(error))
+                records = self._reader()
+
+    def _reader(self) -> Iterator[list[str]]:
+        return csv.reader(self._remembered(), delimiter=self.separator, skipinitialspace=True, strict=True)
 
     def _remembered(self) -> Iterator[str]:
-        for line in self.lines:
+        while (line := self.again.popleft() if self.again else next(self.lines, None)) is not None:
             self.seen += 1
             self.read.append(line)
             yield line
 
-    def _again(self, reason: str) -> tuple[list[str], str]:
+    def _sloppy(self, reason: str) -> tuple[list[str], str]:
         """A line that is sloppy by itself (``"Rock" Johnson``) is read as it can be."""
-        if len(self.read) == 1 and self.read[0].count('"') % 2 == 0 and "limit" not in reason:
+        is_long = "limit" in reason
+        if len(self.read) == 1 and self.read[0].count('"') % 2 == 0 and not is_long:
             return next(csv.reader(self.read, delimiter=self.separator, skipinitialspace=True)), ""
-        if len(self.read) > 1:
-            reason = f"a quote doesn't close within {len(self.read)} lines"
-        return [], reason
+        self.again.extendleft(reversed(self.read[1:]))
+        self.seen -= len(self.read) - 1
+        most = f"it has a cell of more than {csv.field_size_limit():,} characters"
+        return [], most if is_long and len(self.read) == 1 else "it has a quote that doesn't close"
 
 
-def _row_of_cells(place: str, names: list[str], at: int, cells: list[str]) -> Row:
+def _row_of_cells(place: str, names: list[str], at: int, cells: list[str], wrong: Wrong) -> Row:
+    is_damaged = bool(wrong("\n".join(cells)))
+    if is_damaged and (at >= len(cells) or wrong(cells[at])):
+        return Row(place, (), (), wrong(cells[at] if at < len(cells) else "".join(cells)))
     cells = [match[1] if (match := _EXCEL_TEXT.fullmatch(cell.strip())) else cell for cell in cells]
     pairs: list[tuple[str, object]] = [
-        (name.strip() or f"column{number}", cell.strip())
+        (name.strip() or f"column{number}", _cell(cell, wrong if is_damaged else None))
         for number, (name, cell) in enumerate(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
         if number != at
     ]
     if any(cell.strip() for cell in cells[len(names) :]):
         pairs.append(("its last", Unreadable(f"the row has {len(cells)} cells, the header {len(names)}")))
     return Row(place, _files(cells[at] if at < len(cells) else None), pairs)
+
+
+def _cell(text: str, wrong: Wrong | None) -> object:
+    return Unreadable(reason) if wrong and (reason := wrong(text)) else text.strip()
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -247,23 +283,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _json(text: io.TextIOWrapper, ending: str) -> Iterator[Row]:
+def _json(lines: Iterator[str], ending: str, wrong: Wrong) -> Iterator[Row]:
     """An array of rows, an object of rows by file, or a row on each line; ``.json`` may also be something else."""
     kind = "no-table" if ending == "json" else "description"
-    start = next((line for line in _lines(text) if line.strip()), "")
-    lines: Iterable[str] = itertools.chain([start], _lines(text))
+    blank: list[str] = []
+    start = ""
+    while not start.strip() and (start := next(lines, "")):
+        blank.append(start)
+    lines = itertools.chain(blank, lines)
     if ending == "json" or start.lstrip()[:1] == "[":
         whole = _whole(lines)
         try:
-            value = parse_json(whole)
+            yield from _json_rows(parse_json(whole), kind, wrong)
+            return
         except (ValueError, RecursionError) as error:
             if not str(error).startswith("Extra data"):
-                raise ImageError(f"its JSON is damaged: {str(error) or 'it is nested too deeply'}") from None
-            lines = io.StringIO(whole)
-        else:
-            yield from _json_rows(value, kind)
-            return
-    yield from _json_lines(lines, kind)
+                raise ImageError(_damaged(error)) from None
+            lines = iter(io.StringIO(whole))
+    yield from _json_lines(lines, kind, wrong)
+
+
+def _damaged(error: Exception) -> str:
+    return f"its JSON is damaged: {str(error) or 'it is nested too deeply'}"
 
 
 def _whole(lines: Iterable[str]) -> str:
@@ -271,15 +312,14 @@ def _whole(lines: Iterable[str]) -> str:
     size = 0
     for line in lines:
         size += len(line)
-        if size > _WHOLE_JSON:
-            raise ImageError(
-                f"it is JSON of more than {limits.size_of(_WHOLE_JSON)}: save it as .jsonl, a row on each line"
-            )
+        if size > _WHOLE_JSON or _CUT in line:
+            most = limits.size_of(_LINE if _CUT in line else _WHOLE_JSON)
+            raise ImageError(f"it is JSON of more than {most}: save it as .jsonl, a row on each line")
         parts.append(line)
     return "".join(parts)
 
 
-def _json_lines(lines: Iterable[str], kind: str) -> Iterator[Row]:
+def _json_lines(lines: Iterable[str], kind: str, wrong: Wrong) -> Iterator[Row]:
     named = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -288,50 +328,51 @@ def _json_lines(lines: Iterable[str], kind: str) -> Iterator[Row]:
         try:
             value = parse_json(line)
         except (ValueError, RecursionError) as error:
-            yield Row(place, (), (), f"its JSON is damaged: {str(error) or 'it is nested too deeply'}")
+            yield Row(place, (), (), wrong(line) or _damaged(error))
             continue
-        if not isinstance(value, dict):
-            yield Row(place, (), (), "it is no JSON object")
+        if not named and _is_by_file(value):
+            yield from _json_rows(value, kind, wrong)
             continue
-        names = [name for name, _ in pairs_of(value)]
-        if not named:
-            if (
-                file_column(names) is None
-                and all(isinstance(item, dict) for item in value.values())
-                and value
-            ):
-                yield from _json_rows(value, kind)
-                continue
-            _require_file_column(names, kind)
+        if not named and isinstance(value, dict):
+            _require_file_column([name for name, _ in pairs_of(value)], kind)
             named = True
-        yield _json_row(place, value)
+        yield _json_row(place, value, wrong)
 
 
-def _json_rows(value: object, kind: str) -> Iterator[Row]:
-    if isinstance(value, dict):
-        if file_column(value) is None and value and all(isinstance(item, dict) for item in value.values()):
-            for number, (name, item) in enumerate(pairs_of(value), 1):
-                yield Row(f"row {number}", (str(name),), pairs_of(item))  # type: ignore[arg-type]
-            return
-        value = [value]
-    if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
-        raise ImageError("it is neither an array of rows nor rows by file name", kind=kind)
-    _require_file_column(
-        sorted({str(name) for item in value[:100] if isinstance(item, dict) for name in item}), kind
+def _is_by_file(value: object) -> bool:
+    """Whether it is an object of rows, each under its file's name."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and file_column(value) is None
+        and all(isinstance(item, dict) for item in value.values())
     )
-    for number, item in enumerate(value, 1):
-        if isinstance(item, dict):
-            yield _json_row(f"row {number}", item)
-        else:
-            yield Row(f"row {number}", (), (), "it is no JSON object")
 
 
-def _json_row(place: str, value: Mapping[str, Any]) -> Row:
+def _json_rows(value: Any, kind: str, wrong: Wrong) -> Iterator[Row]:
+    if _is_by_file(value):
+        for number, (name, item) in enumerate(pairs_of(value), 1):
+            yield Row(f"row {number}", (str(name),), pairs_of(item))  # type: ignore[arg-type]
+        return
+    rows = value if isinstance(value, list) else [value]
+    objects = [item for item in rows if isinstance(item, dict)]
+    if not objects:
+        raise ImageError("it is neither an array of rows nor rows by file name", kind=kind)
+    _require_file_column(sorted({str(name) for item in objects[:100] for name in item}), kind)
+    for number, item in enumerate(rows, 1):
+        yield _json_row(f"row {number}", item, wrong)
+
+
+def _json_row(place: str, value: object, wrong: Wrong) -> Row:
+    if not isinstance(value, dict):
+        return Row(place, (), (), "it is no JSON object")
     pairs = pairs_of(value)
     at = file_column(name for name, _ in pairs)
-    if at is None:
-        return Row(place, (), (), "it names no file")
-    return Row(place, _files(pairs[at][1]), [pair for number, pair in enumerate(pairs) if number != at])
+    files = () if at is None else _files(pairs[at][1])
+    if at is None or (damage := wrong("\n".join(files))):
+        return Row(place, (), (), "it names no file" if at is None else damage)
+    others = [pair for number, pair in enumerate(pairs) if number != at]
+    return Row(place, files, [(n, _cell(v, wrong) if isinstance(v, str) else v) for n, v in others])
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------------
@@ -350,21 +391,17 @@ def _parquet(source: Open, note: Note) -> Iterator[Row]:
                     note(problem)
                 at = _require_file_column(schema.names)
                 classes = [class_names(features.get(name)) for name in schema.names]
-                number = 0
+                number = itertools.count(1)
                 for batch in file.iter_batches(batch_size=_PAGE):
                     columns = [values(batch.column(i), classes[i]) for i in range(batch.num_columns)]
                     for cells in zip(*columns, strict=True):
-                        number += 1
-                        pairs = [
-                            (n, c)
-                            for i, (n, c) in enumerate(zip(schema.names, cells, strict=True))
-                            if i != at
-                        ]
-                        if isinstance(cells[at], Unreadable):
-                            yield Row(
-                                f"row {number}", (), (), f"its file name can't be read: {cells[at].reason}"
-                            )
-                        else:
-                            yield Row(f"row {number}", _files(cells[at]), pairs)
+                        yield _row_of_values(f"row {next(number)}", schema.names, at, cells)
         except (pa.ArrowException, OSError) as error:
-            raise ImageError(f"its Parquet is damaged: {(str(error).splitlines() or [''])[0]}") from error
+            raise ImageError(f"its Parquet is damaged: {first_line(error)}") from error
+
+
+def _row_of_values(place: str, names: list[str], at: int, cells: tuple[object, ...]) -> Row:
+    if isinstance(file := cells[at], Unreadable):
+        return Row(place, (), (), f"its file name can't be read: {file.reason}")
+    pairs = [pair for number, pair in enumerate(zip(names, cells, strict=True)) if number != at]
+    return Row(place, _files(file), pairs)

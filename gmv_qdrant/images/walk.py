@@ -50,6 +50,10 @@ class ArchiveMember(Member):
     def number(self) -> int:
         return self.entry.number
 
+    @property
+    def version(self) -> tuple[object, ...]:
+        return self.archive.version
+
     def check(self) -> None:
         self.archive.check(self.entry)
         _check_way_back(self.uri, self.archive.path, self.entry.part)
@@ -78,9 +82,10 @@ class Walk:
     load: bool = True
     wanted: Callable[[str], bool] = lambda uri: True
     """Whether an image is asked for, by its URI."""
+    rows: Rows = field(default_factory=Rows)
+    """Tables that were read before."""
     _tables: list[Table] = field(default_factory=list)
     """Those of the folder or archive that is gone through; the innermost are last."""
-    _kept: Rows = field(default_factory=Rows)
 
     def folder(self, root: str, label: str | None) -> Iterator[Item]:
         """Everything at and below a folder. label: of images right in it that nothing gives one."""
@@ -139,9 +144,6 @@ class Walk:
             return
         name, layout, rows = hub_rows(uri)
         yield from self._rows(name, layout.notes, rows, lambda value: hub_image(uri, value))
-
-    def close(self) -> None:
-        self._kept.close()
 
     # -- containers --------------------------------------------------------------------------------------------------
 
@@ -292,7 +294,8 @@ class Walk:
         found = []
         for member in members:
             if names.is_table(member.name):
-                table = Table(member.uri, partial(_opened, member), exists, self.census.note, self._kept)
+                opened = partial(_opened, member)
+                table = self.rows.table(member.uri, member.version, opened, exists, self.census.note)
                 self._tables.append(table)
                 found.append(table)
                 if table.is_other:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import duckdb
 import pyarrow as pa
 
-from gmv_qdrant.errors import LedgerError, LedgerLocked
+from gmv_qdrant.errors import LedgerError, LedgerLocked, first_line
 from gmv_qdrant.files import sync_folder
 from gmv_qdrant.ledger.schema import SCHEMA_VERSION, check_schema, digest_of_macros, macros, tables
 
@@ -97,11 +97,7 @@ def one_sentence(
                 f"another program has {path} open: wait for it, or close it there (to look at the results, open "
                 f"{PUBLISHED}, and read-only)"
             ) from error
-        raise LedgerError(f"{path} could not be {doing} ({_first_line(error)}): {way_out}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")
+        raise LedgerError(f"{path} could not be {doing} ({first_line(error)}): {way_out}") from error
 
 
 class Ledger:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError
+from gmv_qdrant.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +87,3 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
             yield said
     finally:
         logging.disable(level)
-
-
-def first_line(error: object) -> str:
-    """What an exception or a warning says, or its type when it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from gmv_qdrant.errors import ModelError, did_you_mean
-from gmv_qdrant.models.checkpoints import first_line, load_state, quiet, state_hash, swapped
+from gmv_qdrant.errors import ModelError, did_you_mean, first_line
+from gmv_qdrant.models.checkpoints import load_state, quiet, state_hash, swapped
 from gmv_qdrant.models.devices import Runtime, exact_inference, resolve_device
 from gmv_qdrant.models.weights import UrlFile, WeightFile, is_offline, reach, require, torch_cache
 

@@ -18,10 +18,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from gmv_qdrant.errors import GmvError, ModelError, did_you_mean
+from gmv_qdrant.errors import GmvError, ModelError, did_you_mean, first_line
 from gmv_qdrant.models import quality
 from gmv_qdrant.models.base import Encoder, QualityMetric
-from gmv_qdrant.models.checkpoints import first_line
 from gmv_qdrant.models.devices import Runtime, resolve_device
 from gmv_qdrant.models.encoders import backbones, clip, dreamsim, lpips, pixels
 from gmv_qdrant.models.weights import WeightFile

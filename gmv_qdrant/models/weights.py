@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gmv_qdrant.errors import ModelError
-from gmv_qdrant.models.checkpoints import first_line
+from gmv_qdrant.errors import ModelError, first_line
 from gmv_qdrant.models.devices import Progress, Runtime
 
 TIMEOUT = 10.0

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from gmv_qdrant.errors import GmvError, ImageError, ModelError
+from gmv_qdrant.errors import GmvError, ImageError, ModelError, first_line
 from gmv_qdrant.method import Metric
 from gmv_qdrant.models.base import Encoder, Identity, QualityMetric, Storage
-from gmv_qdrant.models.checkpoints import first_line
 
 if TYPE_CHECKING:
     import torch

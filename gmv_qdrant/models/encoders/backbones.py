@@ -7,7 +7,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.errors import ModelError, did_you_mean, first_line
 from gmv_qdrant.models.base import Encoder
 from gmv_qdrant.models.checkpoints import LOAD_ERRORS, load_state, state_hash
 from gmv_qdrant.models.devices import Runtime
@@ -82,7 +82,7 @@ def load_timm(argument: str, runtime: Runtime) -> Encoder:
                 argument, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
             ).float()
     except LOAD_ERRORS as error:
-        raise ModelError(f"{path} does not fit timm:{argument}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path} does not fit timm:{argument}: {first_line(error)}") from error
     if watch.message:
         raise ModelError(f"{path} does not fit timm:{argument}: {watch.message[:120]}")
     config: dict[str, Any] = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
@@ -168,9 +168,7 @@ def load_torchvision(argument: str, runtime: Runtime) -> Encoder:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(
-            f"{path} does not fit torchvision:{argument}: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"{path} does not fit torchvision:{argument}: {first_line(error)}") from error
     if argument.endswith(POOLED):
         model = _pooled(model, architecture)
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.errors import ModelError, did_you_mean, first_line
 from gmv_qdrant.models.base import Encoder
-from gmv_qdrant.models.checkpoints import LOAD_ERRORS, first_line, quiet, state_hash
+from gmv_qdrant.models.checkpoints import LOAD_ERRORS, quiet, state_hash
 from gmv_qdrant.models.devices import Runtime
 from gmv_qdrant.models.weights import HubFile, WeightFile, require
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.errors import ModelError, did_you_mean, first_line
 from gmv_qdrant.models.base import Encoder, Storage
-from gmv_qdrant.models.checkpoints import LOAD_ERRORS, first_line, load_state, quiet, state_hash, swapped
+from gmv_qdrant.models.checkpoints import LOAD_ERRORS, load_state, quiet, state_hash, swapped
 from gmv_qdrant.models.devices import Runtime, resolve_device
 from gmv_qdrant.models.weights import UrlArchive, UrlFile, WeightFile, own_cache, require
 

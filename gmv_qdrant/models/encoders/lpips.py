@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gmv_qdrant.errors import ModelError, did_you_mean
+from gmv_qdrant.errors import ModelError, did_you_mean, first_line
 from gmv_qdrant.models.base import Encoder, Storage
 from gmv_qdrant.models.checkpoints import load_state, quiet, state_hash
 from gmv_qdrant.models.devices import Runtime
@@ -79,7 +79,7 @@ def _load_backbone(net: torch.nn.Module, state: dict[str, torch.Tensor], path: s
     try:
         net.load_state_dict({name: state[source] for name, source in wanted.items()})
     except RuntimeError as error:
-        raise ModelError(f"{path} does not fit: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path} does not fit: {first_line(error)}") from error
 
 
 class _Features:

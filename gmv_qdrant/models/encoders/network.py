@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gmv_qdrant.errors import ModelError
+from gmv_qdrant.errors import ModelError, first_line
 from gmv_qdrant.method import Metric
 from gmv_qdrant.models.base import Identity, Storage
 from gmv_qdrant.models.devices import Runtime, exact_inference, resolve_device
@@ -150,7 +150,7 @@ class NetworkEncoder:
         except RuntimeError as error:
             size = f"{blank.shape[2]}x{blank.shape[1]}"
             raise ModelError(
-                f"{self._identity.name} cannot take images of {size}: {str(error).splitlines()[0]}"
+                f"{self._identity.name} cannot take images of {size}: {first_line(error)}"
             ) from error
         if vectors.ndim != 2:
             raise ModelError(f"{self._identity.name} gives {vectors.shape[1:]} per image, not one vector")
