@@ -119,35 +119,43 @@ def not_images(_: int) -> Iterator[tuple[str, Make]]:
     yield from ((name, write(name, data)) for name, data in found.items())
 
 
-def odd_pixels(_: int) -> Iterator[tuple[str, Make]]:
+def tiffs(_: int) -> Iterator[tuple[str, Make]]:
     grey = PICTURE[..., 0]
 
-    def stored(samples: np.ndarray, **options: object) -> bytes:
+    def stored(samples: np.ndarray, photometric: str = "minisblack", **options: object) -> Make:
         buffer = io.BytesIO()
-        tifffile.imwrite(buffer, samples, **options)
-        return buffer.getvalue()
+        tifffile.imwrite(buffer, samples, photometric=photometric, **options)
+        return write("a.tif", buffer.getvalue())
 
-    for kind in (
-        np.uint16,
-        np.uint32,
-        np.uint64,
-        np.int8,
-        np.int16,
-        np.int32,
-        np.float16,
-        np.float32,
-        np.float64,
-    ):
-        yield f"TIFF of {kind.__name__}", write("a.tif", stored(grey.astype(kind), photometric="minisblack"))
+    numbers = "uint16 uint32 uint64 int8 int16 int32 float16 float32 float64 complex64"
+    for kind in numbers.split():
+        yield f"TIFF of {kind}", stored(grey.astype(kind))
+    yield "TIFF of NaN", stored(np.full((8, 8), np.nan, np.float32))
+    yield "TIFF of a million", stored(grey * np.float32(1e6))
+    yield "TIFF of negative numbers", stored(grey.astype(np.int16) - 200)
+    yield "TIFF with 9 bands", stored(np.dstack([grey] * 9))
+    yield "TIFF of a mosaic", stored(grey.astype(np.uint16), "cfa")
+    yield "TIFF with white at zero", stored(grey.astype(np.uint16), "miniswhite")
     yield (
-        "TIFF of complex numbers",
-        write("a.tif", stored(grey.astype(np.complex64), photometric="minisblack")),
+        "TIFF in planes",
+        stored(np.moveaxis(PICTURE, 2, 0).astype(np.uint16) << 8, "rgb", planarconfig="separate"),
     )
-    yield "TIFF of NaN", write("a.tif", stored(np.full((8, 8), np.nan, np.float32), photometric="minisblack"))
-    yield "TIFF of a million", write("a.tif", stored(grey * np.float32(1e6), photometric="minisblack"))
-    yield "TIFF with 9 bands", write("a.tif", stored(np.dstack([grey] * 9), photometric="minisblack"))
-    yield "TIFF of a mosaic", write("a.tif", stored(grey.astype(np.uint16), photometric="cfa"))
-    yield "TIFF in circles", write("a.tif", b"II*\0\x08\0\0\0\0\0\x08\0\0\0")
+    yield "TIFF in tiles of 16 bits", stored(PICTURE.astype(np.uint16) << 8, "rgb", tile=(16, 16))
+    yield "TIFF of L*a*b*", stored(PICTURE, "cielab")
+    yield (
+        "TIFF with two alphas",
+        stored(np.dstack([PICTURE, grey, grey]), "rgb", extrasamples=["unassalpha"] * 2),
+    )
+    yield "TIFF of CMYK in 16 bits", stored(np.dstack([PICTURE, grey]).astype(np.uint16) << 8, "separated")
+    yield "TIFF of a preview alone", stored(PICTURE, "rgb", subfiletype=1)
+    yield "TIFF that is big", stored(grey, bigtiff=True)
+    yield "TIFF whose pages are in a circle", write("a.tif", b"II*\0\x08\0\0\0\0\0\x08\0\0\0")
+    yield "TIFF without pages", write("a.tif", b"II*\0\0\0\0\0")
+    whole = encoded("TIFF")
+    yield "TIFF that points out of itself", write("a.tif", whole[:4] + b"\xff\xff\xff\x7f" + whole[8:])
+
+
+def odd_pixels(_: int) -> Iterator[tuple[str, Make]]:
     text = PngImagePlugin.PngInfo()
     text.add_text("workflow", "x" * 3_000_000, zip=True)
     yield "PNG with a workflow", write("a.png", encoded(pnginfo=text))
@@ -202,6 +210,21 @@ _TABLES: dict[str, tuple[str, bytes | str]] = {
     "JSON with files as numbers": ("metadata.jsonl", '{"file_name": 17, "owner": "Ada"}\n'),
     "JSON with a million names": ("metadata.json", json.dumps([{f"c{n}": n for n in range(100_000)}])),
     "junk as Parquet": ("metadata.parquet", b"PAR1junkPAR1"),
+    "a row of Latin-1 among UTF-8": ("metadata.csv", b"file_name,owner\na.png,Jos\xe9\nb.png,Jos\xc3\xa9\n"),
+    "a row of bytes": ("metadata.csv", b"file_name,owner\na.png,Ada\n\xff\xfe\x81,\xff\n"),
+    "half of UTF-32": ("metadata.csv", "file_name,owner\na.png,Ada\n".encode("utf-32")[:-3]),
+    "an owner of 5,000 characters": ("metadata.csv", "file_name,owner\na.png," + "a" * 5000),
+    "10,000 columns": ("metadata.csv", "file_name" + ",x" * 10_000 + "\na.png" + ",y" * 10_000 + "\n"),
+    "open quotes in 2,000 rows": ("metadata.csv", "file_name,owner\n" + 'a.png,"Ada\n' * 2_000),
+    "formulas": ("metadata.csv", "file_name,owner\na.png,=cmd|'/C calc'!A0\n"),
+    "an owner that turns writing round": ("metadata.csv", "file_name,owner\na.png,\u202eadA\n"),
+    "a JSON line of 20 MB": (
+        "metadata.jsonl",
+        '{"file_name": "a.png", "owner": "' + "a" * 20_000_000 + '"}\n',
+    ),
+    "JSON of bytes": ("metadata.jsonl", b'{"file_name": "a.png", "owner": "\xff\xfe"}\n'),
+    "an object of rows that are none": ("metadata.json", '{"a.png": 17, "b.png": null}'),
+    "TSV with commas": ("metadata.tsv", "file_name,owner\na.png,Ada\n"),
     "a credential": ("metadata.csv", "file_name,url\na.png,https://me:hunter2@host/x?sig=secret\n"),
 }
 
@@ -209,7 +232,10 @@ _TABLES: dict[str, tuple[str, bytes | str]] = {
 def tables(_: int) -> Iterator[tuple[str, Make]]:
     for what, (name, content) in _TABLES.items():
         yield f"a table: {what}", together(write("a.png", GOOD), write(name, content))
-    sidecars = {
+
+
+def sidecars(_: int) -> Iterator[tuple[str, Make]]:
+    contents = {
         "junk": b"{",
         "a list": b"[1, 2]",
         "a number": b"17",
@@ -219,7 +245,7 @@ def tables(_: int) -> Iterator[tuple[str, Make]]:
         "of 20 MB": b'{"x": "' + b"x" * 20_000_000 + b'"}',
         "binary": bytes(range(256)),
     }
-    for what, content in sidecars.items():
+    for what, content in contents.items():
         yield f"a sidecar: {what}", together(write("a.png", GOOD), write("a.json", content))
 
 
@@ -447,8 +473,10 @@ def _future(folder: Path) -> None:
 KINDS = {
     "damaged images": images,
     "files that are no images": not_images,
+    "TIFF": tiffs,
     "odd pixels": odd_pixels,
-    "tables and sidecars": tables,
+    "tables": tables,
+    "sidecars": sidecars,
     "Parquet": parquets,
     "archives": archives,
     "file system": file_system,

@@ -355,7 +355,6 @@ ONE_BAD_ROW: dict[str, tuple[str, bytes, bytes]] = {
     "a line of 20 MB": (CSV, b"1.png," + b"x" * 20_000_000, b"0.png,Ada"),
     "an owner of 2,000 characters": (CSV, b"1.png," + b"x" * 2_000, b"0.png,Ada"),
     "too many cells": (CSV, b"1.png,Eve,Bob", b"0.png,Ada"),
-    "no file": (CSV, b",Eve", b"0.png,Ada"),
     "an open quote": (CSV, b'1.png,"Eve', b"0.png,Ada"),
     "an open quote, and a whole one": (CSV, b'1.png,"Eve', b'0.png,"Ada"'),
     "a flag": (CSV, b"1.png,true", b"0.png,Ada"),
@@ -389,10 +388,10 @@ def test_one_bad_row_is_named_by_its_number_and_the_rest_is_used(kind: str, tmp_
 
 
 def test_what_is_damaged_in_its_midst_is_used_up_to_there(tmp_path: Path) -> None:
-    text = ("file_name,owner\n0.png,Ada\n" + "".join(f"{n}.png,x\n" for n in range(2, 5000))).encode("utf-16")
+    text = "file_name,owner\n0.png,Ada\n1.png,Eve\n".encode("utf-16")
     records, reasons, _ = read(make(tmp_path / "utf-16", CSV, text[:-1]), owner="default")
-    assert (records["0.png"].owners, "1.png" in records) == (("Ada",), False)
-    assert "that can't be read" in reasons["1.png"]
+    assert [record.owners for record in records.values()] == [("Ada",)]
+    assert "aren't UTF-16" in reasons["1.png"]
     table = pa.table(
         {"file_name": [f"{n}.png" for n in range(9000)], "owner": [f"{n:064}" for n in range(9000)]}
     )
