@@ -178,6 +178,7 @@ class SettingOptions(TypedDict, total=False):
     qdrant_url: str | None
     collection: str | None
     vector_name: str | None
+    distance_vector: str | None
     filter: dict[str, Any] | None
     qdrant_api_key: str | None
     qdrant_api_key_file: str | Path | None
@@ -304,6 +305,13 @@ class Settings:
     collection: str = _setting("training", _collection, "name of the collection", fixed=True)
     vector_name: str = _setting(
         "recall", _text, "name of the vector in it; empty: an adopted collection's unnamed one", fixed=True
+    )
+    distance_vector: str | None = _setting(
+        None,
+        _text,
+        "name of the vector of an adopted collection that holds the distance's embeddings; without one they are "
+        "computed from the images",
+        fixed=True,
     )
     filter: dict[str, Any] = _setting(
         {},

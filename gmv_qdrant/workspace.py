@@ -167,6 +167,11 @@ class Workspace:
                     f"filter = {wanted.filter} is for collections that others fill ('gmv-qdrant adopt'): the "
                     "collection of a workspace is its own, so give each tenant a workspace and a collection"
                 )
+            if wanted.distance_vector is not None:
+                raise SettingsError(
+                    f"distance_vector = {wanted.distance_vector!r} is for collections that others fill ('gmv-qdrant "
+                    "adopt'): here the distance is computed from the images"
+                )
             folder.make(root, wanted)
         made = cls(root, **given)
         folder.restore_settings(root, made.settings)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tiny_workspace
 from store.loopback import Loopback
+from store.served import Refused
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.deployments.payload_fields import Fields, pick
-from gmv_qdrant.errors import CollectionMismatch, SettingsError
+from gmv_qdrant.errors import CollectionMismatch, GmvError, SettingsError
 
 pytestmark = pytest.mark.usefixtures("impatient")
 SEEDS = range(40)
@@ -134,6 +135,155 @@ def test_vectors_alone(folder: Path, server: Loopback) -> None:
     assert sum(tiny_workspace.owners(workspace).values()) == pytest.approx(2)
     assert workspace.status()["store"]["encoder_proven"] is False
     assert sum(v > 0 for v in tiny_workspace.values(workspace).values()) <= 2 * SETTINGS["candidates"]
+
+
+# -- a second vector that is there already ----------------------------------------------------------------------------
+
+
+def half(seed: int) -> list[float]:
+    """What ``pixels:4`` makes of the image."""
+    from PIL import Image
+
+    from gmv_qdrant.models.registry import load_encoder
+
+    encoder = load_encoder("pixels:4")
+    image = Image.fromarray(tiny_workspace.pixels(seed), "RGB")
+    return np.asarray(encoder.encode(encoder.prepare(image)[None])[0], np.float64).tolist()
+
+
+def two_vectors(server: Loopback, folder: Path, made: Any = half, **more: Any) -> None:
+    create(
+        server,
+        vectors={
+            "clip": {"size": 192, "distance": "Cosine"},
+            "small": {"size": 48, "distance": "Dot", **more},
+        },
+    )
+    put(server, [
+        {"id": s, "vector": {"clip": vector(s), "small": made(s)}, "payload": {"uri": f"{folder}/images/{s}.png"}}
+        for s in SEEDS
+    ])  # fmt: skip
+
+
+SECOND = {"vector_name": "clip", "distance": "pixels:4", "distance_vector": "small"}
+
+
+def test_a_second_vector_is_the_rerank_space(
+    folder: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_vectors(server, folder)
+    (folder / "without").mkdir()
+    computed = Workspace.adopt(
+        folder / "without" / "ws",
+        qdrant_url=server.url,
+        collection="theirs",
+        allow=(str(folder),),
+        **{**SETTINGS, "vector_name": "clip", "distance": "pixels:4"},
+    )
+    assert computed["new"] == 40
+    wanted = Workspace(folder / "without" / "ws")
+    wanted.value([folder / "generated"])
+
+    summary = adopt(server, folder, **SECOND)
+    assert (summary["new"], summary["read"]) == (40, 40)
+    for seed in SEEDS:
+        (folder / "images" / f"{seed}.png").unlink()
+    server.requests.clear()
+    workspace = Workspace(folder / "ws")
+    valued = workspace.value([folder / "generated"])
+    assert not {"computed", "read", "quarantined"} & valued.keys(), "nothing is computed, or read, twice"
+    assert tiny_workspace.values(workspace) == pytest.approx(tiny_workspace.values(wanted), abs=1e-6)
+    assert "read" not in adopt(server, folder, trust_encoder=True, **SECOND)
+    assert workspace.check() == []
+
+
+def test_reading_a_second_vector_goes_on_where_it_stopped(
+    folder: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_vectors(server, folder)
+    monkeypatch.setattr("gmv_qdrant.deployments.adopt.ROWS", 8)
+    original = Loopback.retrieve
+    reads = 0
+
+    def cut(self: Loopback, collection: Any, wanted: Any) -> Any:
+        nonlocal reads
+        reads += wanted.with_vector == ["small"]
+        if reads == 3:
+            raise Refused(400, "cut off")
+        return original(self, collection, wanted)
+
+    monkeypatch.setattr(Loopback, "retrieve", cut)
+    with pytest.raises(GmvError):
+        adopt(server, folder, **SECOND)
+    monkeypatch.setattr(Loopback, "retrieve", original)
+    assert adopt(server, folder, **SECOND)["read"] == 24
+
+
+def test_a_second_vector_alone_with_trust(folder: Path, server: Loopback) -> None:
+    two_vectors(server, folder)
+    for seed in SEEDS:
+        (folder / "images" / f"{seed}.png").unlink()
+    assert adopt(server, folder, trust_encoder=True, **SECOND)["read"] == 40
+    workspace = Workspace(folder / "ws")
+    workspace.value([folder / "generated"])
+    assert sum(tiny_workspace.values(workspace).values()) == pytest.approx(2)
+
+
+def test_points_that_lack_the_second_vector_are_computed(folder: Path, server: Loopback) -> None:
+    two_vectors(server, folder)
+    put(server, [
+        {"id": s, "vector": {"clip": vector(s)}, "payload": {"uri": f"{folder}/images/{s}.png"}} for s in range(30)
+    ])  # fmt: skip
+    assert adopt(server, folder, **SECOND)["read"] == 10
+    workspace = Workspace(folder / "ws")
+    assert workspace.value([folder / "generated"])["computed"] > 0
+    assert sum(tiny_workspace.values(workspace).values()) == pytest.approx(2)
+
+
+def test_a_second_vector_that_is_not_the_distances_is_refused(folder: Path, server: Loopback) -> None:
+    two_vectors(server, folder, made=lambda seed: np.random.default_rng(seed).normal(size=48).tolist())
+    for sentence, options in (
+        (r"not embedded by pixels:4: 16 of its images.*encoder of 48 numbers by name", SECOND),
+        (r"'clip' of 'theirs' have 192 numbers, and the distance pixels:4 gives 48", {"distance_vector": "clip"}),
+        (r"compares embeddings by their cosine, which l2@8 doesn't", {"distance": "l2@8"}),
+        (r"has no vector 'dino'", {"distance_vector": "dino"}),
+    ):  # fmt: skip
+        with pytest.raises(GmvError, match=sentence):
+            adopt(server, folder, **{**SECOND, **options})
+        assert not (folder / "ws" / "ledger.duckdb").exists()
+    with pytest.raises(SettingsError, match=r"distance_vector = 'x' is for collections that others fill"):
+        Workspace.init(folder / "own", distance_vector="x", **SETTINGS)
+
+
+# -- check -------------------------------------------------------------------------------------------------------------
+
+
+def test_check_compares_vectors_with_what_the_encoder_gives(folder: Path, server: Loopback) -> None:
+    create(server)
+    rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
+    put(server, rows)
+    adopt(server, folder)
+    workspace = Workspace(folder / "ws")
+    put(server, [{**rows[seed], "vector": vector(500 + seed)} for seed in (3, 4, 5)])
+    assert workspace.check() == []
+    (found,) = workspace.check(read_images=True)
+    assert (found.kind, found.count) == ("changed vectors", 3)
+    put(server, [{**row, "vector": vector(500 + row["id"])} for row in rows])
+    assert [finding.kind for finding in workspace.check()] == ["changed vectors"]
+
+
+def test_check_repairs_vectors_of_its_own_that_were_replaced(folder: Path, server: Loopback) -> None:
+    workspace = Workspace.init(
+        folder / "own", qdrant_url=server.url, **{**tiny_workspace.SETTINGS, "collection": "mine"}
+    )
+    workspace.ingest([folder / "images"])
+    stored = server.handle("POST", "/collections/mine/points/scroll", b'{"limit": 2}')["points"]
+    body = {"points": [{**point, "vector": {"recall": vector(900)}} for point in stored]}
+    server.handle("PUT", "/collections/mine/points", json.dumps(body).encode())
+    (found,) = [f for f in workspace.check(read_images=True) if f.kind == "point vectors"]
+    assert found.count == 2
+    assert all(finding.repaired for finding in workspace.check(read_images=True, repair=True))
+    assert workspace.check(read_images=True) == []
 
 
 def test_dot_with_lengths_that_differ(folder: Path, server: Loopback) -> None:

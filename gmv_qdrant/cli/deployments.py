@@ -51,6 +51,11 @@ def _filter(_: click.Context, __: click.Parameter, file: Path | None) -> dict[st
 @click.option("--encoder", help="The encoder that the collection was made with.")
 @click.option("--encoder-weights", type=click.Path(), help="A local file with the encoder's weights.")
 @click.option("--distance", help="Re-rank distance.  [default: dreamsim]")
+@click.option(
+    "--distance-vector",
+    metavar="NAME",
+    help="Which of its vectors holds the embeddings of --distance, an encoder.",
+)
 @click.option("--quality", help="Quality metric.  [default: maniqa]")
 @click.option("--candidates", type=int, help="K of the recall phase.  [default: 200]")
 @click.option("--views", help="none, or flip: match mirrored images too.  [default: none]")
@@ -68,7 +73,9 @@ def _filter(_: click.Context, __: click.Parameter, file: Path | None) -> dict[st
     help="Only points that pass this filter, as Qdrant's own API takes it.",
 )
 @click.option(
-    "--trust-encoder", is_flag=True, help="Prove nothing and read no images; needs --distance none."
+    "--trust-encoder",
+    is_flag=True,
+    help="Prove nothing and read no images; needs --distance none or --distance-vector.",
 )
 @click.option("--create-index", is_flag=True, help="WRITES: payload indexes that the filter needs.")
 @click.option("--enable-quantization", is_flag=True, help="WRITES: product quantization, in place.")

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.deployments.encoder_check import (
+    Claimed,
     EncoderCheck,
     Stored,
     check_encoder,
@@ -29,8 +30,11 @@ from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, Sto
 from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.ledger.sources import SOURCES, Written, write_sources
+from gmv_qdrant.models.registry import NONE
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.recovery import remove_images
+from gmv_qdrant.pipeline.streams import batched
+from gmv_qdrant.pipeline.training_vectors import stored_vectors
 from gmv_qdrant.pipeline.withdraw import cut_short, preview, take_out
 from gmv_qdrant.vectors.protocol import Point, VectorStore, parse_point_id
 from gmv_qdrant.vectors.server.store import ServerStore
@@ -83,11 +87,14 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
             raise StoreError(
                 f"the collection {parts.settings.collection!r} has no points any more: the ledger stays as it is"
             )
+        _check_distance_vector(parts)
         if options.trust_encoder:
             proof = _trusted(parts, first)
         else:
             fields.check(first, parts.settings.collection)
             proof = _prove(parts, first, fields, options.sample)
+            if (second := parts.spaces.stored_rerank) is not None:
+                _prove(parts, _first(second), fields, options.sample, second=second)
         length = adopted.get("length", proof.length)  # evidence was made with it
         with parts.ledger.write() as con:
             cosine = None if options.trust_encoder else proof.cosine
@@ -102,6 +109,7 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
             again = _prove(parts, _spread(parts, options.sample), fields, options.sample)
         run.figures["cosine"] = round(min(proof.cosine, again.cosine), 6)
         run.counts["sample_differing"] = again.differing
+    _read_rerank(parts)
     parts.spaces.sample(ledger).remember(anew=True)
     if options.enable_quantization:
         _quantize(parts)
@@ -124,7 +132,51 @@ FIRST = 256
 # -- the encoder -----------------------------------------------------------------------------------------------------
 
 
-def _prove(parts: Assembly, points: list[Point], fields: Fields, sample: int) -> EncoderCheck:
+def _check_distance_vector(parts: Assembly) -> None:
+    """Raises `CollectionMismatch` or `SettingsError` where the second vector can't be the distance's."""
+    spaces, settings = parts.spaces, parts.settings
+    if spaces.stored_rerank is None:
+        return
+    if settings.distance == NONE or spaces.rerank.metric != "cosine":
+        raise SettingsError(
+            f"--distance-vector {settings.distance_vector!r} needs a distance that compares embeddings by their "
+            f"cosine, which {settings.distance} doesn't: give --distance the name of the encoder that made the vector"
+        )
+    if (dim := spaces.stored_rerank.spec.dim) != spaces.rerank.dim:
+        raise CollectionMismatch(
+            f"the vectors {settings.distance_vector!r} of {settings.collection!r} have {dim} numbers, and the distance "
+            f"{settings.distance} gives {spaces.rerank.dim}; {name_encoders(dim)}"
+        )
+
+
+def _read_rerank(parts: Assembly) -> None:
+    """Re-rank vectors that the collection holds, each once, into the matrix; a run that was stopped goes on."""
+    spaces = parts.spaces
+    if spaces.stored_rerank is None or spaces.training is None:
+        return
+    rows = parts.ledger.query(
+        "SELECT training_key AS key FROM training WHERE version_withdrawn IS NULL ORDER BY key"
+    )
+    keys = rows["key"].to_numpy()
+    lacking = keys[~spaces.training.has(keys)].tolist() if len(keys) else []
+    with parts.run.timed("read re-rank vectors"):
+        parts.progress.phase("read re-rank vectors", len(lacking))
+        for some in batched(lacking, ROWS):
+            found = dict(stored_vectors(parts.ledger, spaces, parts.settings, some))
+            if found:
+                spaces.training.write(list(found), np.stack(list(found.values())))
+            parts.run.counts["read"] += len(found)
+            parts.progress.advance(len(some))
+
+
+ROWS = 1_024
+"""Vectors that are read and written down at once."""
+
+
+def _prove(
+    parts: Assembly, points: list[Point], fields: Fields, sample: int, second: VectorStore | None = None
+) -> EncoderCheck:
+    """second: the store of the vectors, where they are the distance's."""
     found = [
         Stored(uris[0], point.vector)
         for point in points
@@ -132,14 +184,20 @@ def _prove(parts: Assembly, points: list[Point], fields: Fields, sample: int) ->
         and point.vector is not None
         and np.linalg.norm(point.vector) > 0
     ]
-    return check_encoder(parts, found, sample)
+    models, settings = parts.models, parts.settings
+    claimed = (
+        Claimed(settings.distance, models.rerank, "--distance", second.spec)
+        if second
+        else Claimed(settings.encoder, models.recall, "--encoder", parts.spaces.store.spec)
+    )
+    return check_encoder(parts, claimed, found, sample)
 
 
 def _trusted(parts: Assembly, points: list[Point]) -> EncoderCheck:
-    if parts.settings.distance != "none":
+    if parts.settings.distance != NONE and parts.spaces.stored_rerank is None:
         raise SettingsError(
             f"--trust-encoder takes the vectors alone, and the distance {parts.settings.distance} needs images: give "
-            "--distance none"
+            "--distance none, or name a second vector with --distance-vector"
         )
     vectors = [point.vector for point in points if point.vector is not None]
     spec = parts.spaces.store.spec

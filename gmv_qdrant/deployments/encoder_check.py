@@ -20,7 +20,7 @@ from gmv_qdrant.models.registry import load_encoder
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.batches import Forward
 from gmv_qdrant.pipeline.streams import batched, mapped
-from gmv_qdrant.vectors.protocol import VectorDistance
+from gmv_qdrant.vectors.protocol import CollectionSpec, VectorDistance
 
 SAME = 0.99
 """Least cosine of an image's stored vector and the one that we compute: other versions of a decoder stay above it."""
@@ -67,7 +67,17 @@ class EncoderCheck:
     length: float
 
 
-def check_encoder(parts: Assembly, points: Sequence[Stored], wanted: int) -> EncoderCheck:
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """That the encoder ``name``, which ``option`` chose, made the vectors ``spec``."""
+
+    name: str
+    encoder: Encoder
+    option: str
+    spec: CollectionSpec
+
+
+def check_encoder(parts: Assembly, claimed: Claimed, points: Sequence[Stored], wanted: int) -> EncoderCheck:
     """Embed about ``wanted`` of the points' images again; a quarter of them may have changed meanwhile.
 
     Raises `SourceError` when none can be read, `CollectionMismatch` when the encoder is another one.
@@ -80,15 +90,20 @@ def check_encoder(parts: Assembly, points: Sequence[Stored], wanted: int) -> Enc
             f"none of {len(chosen)} images that the points of {name!r} name could be read ({reason}): mount them "
             "where the points say, or say what stands before their names with --uri-prefix"
         )
-    cosines = _cosines(parts.models.recall, images, stored)
+    encoder, option = claimed.encoder, claimed.option
+    cosines = _cosines(encoder, images, stored)
     cosine = float(np.quantile(cosines, 0.25, method="lower"))
     if not cosine >= SAME:
         raise CollectionMismatch(
-            f"the collection {name!r} was not embedded by {parts.settings.encoder}: {len(images)} of its images, "
+            f"the collection {name!r} was not embedded by {claimed.name}: {len(images)} of its images, "
             f"embedded again, have a cosine of {cosine:.4f} with their stored vectors, and {SAME} is needed; "
-            + _fitting(parts, len(stored[0]), images, stored)
+            + _fitting(parts, claimed, images, stored)
         )
-    length = common_length(parts.spaces.store.spec.distance, name, [point.vector for point in points])
+    length = (
+        common_length(claimed.spec.distance, name, [point.vector for point in points])
+        if option == "--encoder"
+        else 1.0
+    )
     return EncoderCheck(len(images), cosine, int((cosines < SAME).sum()), length)
 
 
@@ -141,9 +156,10 @@ def _cosines(encoder: Encoder, images: Sequence[Image.Image], stored: np.ndarray
     return np.asarray((ours * stored).sum(axis=1) / np.where(lengths > 0, lengths, np.nan))
 
 
-def _fitting(parts: Assembly, dim: int, images: Sequence[Image.Image], stored: np.ndarray) -> str:
+def _fitting(parts: Assembly, claimed: Claimed, images: Sequence[Image.Image], stored: np.ndarray) -> str:
     """Which other encoder fits: measured where its weights are here, named where they aren't."""
-    others = [name for name in encoders_of(dim) if name != parts.settings.encoder]
+    dim = stored.shape[1]
+    others = [name for name in encoders_of(dim) if name != claimed.name]
     ready = [name for name in others if _is_ready(parts, name)]
     for name in ready[:MEASURED]:
         try:
@@ -152,7 +168,7 @@ def _fitting(parts: Assembly, dim: int, images: Sequence[Image.Image], stored: n
         except (GmvError, ValueError):  # not to be had after all, or of another dimension
             continue
         if cosine >= SAME:
-            return f"{name} fits (cosine {cosine:.4f}): adopt it with --encoder {name}"
+            return f"{name} fits (cosine {cosine:.4f}): adopt it with {claimed.option} {name}"
     if others:
         return f"others of {dim} numbers: {', '.join(others)}"
     return f"this program knows no other encoder of {dim} numbers by name"

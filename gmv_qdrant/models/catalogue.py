@@ -41,6 +41,7 @@ ABOUT: dict[Kind, dict[str, str]] = {
         "l2@64": "root-mean-square difference of the pixels; no weights",
         "l2-norm@64": "plain 2-norm of the pixels, the paper's l2; no weights",
         "DISTANCE+thumb:16*0.2": "a distance, and how much thumbnails differ",
+        "ENCODER": "the cosine of another encoder's vectors, such as timm:vit_small_patch14_dinov2",
         NONE: "the distance of the recall vectors; no weights",
     },
     "quality": {NONE: "every generated image alike, q = 1; no weights"},

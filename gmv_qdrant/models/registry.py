@@ -204,6 +204,8 @@ def _part(kind: Kind, text: str, *, first: bool) -> Part:
         )
     name, argument, size, weight = found.groups()
     family = FAMILIES[kind].get(name) or _plugin(kind, name)
+    if family is None and kind == "distance":  # any encoder is one: 1 - the cosine of its vectors
+        family = FAMILIES["encoder"].get(name) or _plugin("encoder", name)
     if family is None:
         near = did_you_mean(name, [*known_families(kind), NONE][: None if kind == "distance" else -1])
         raise ModelError(f"unknown {kind} {text!r}{near}: 'gmv-qdrant models list' names those there are")

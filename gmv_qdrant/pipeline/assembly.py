@@ -49,7 +49,9 @@ class Assembly:
     @property
     def spare(self) -> int:
         """How many candidates beyond K are kept."""
-        return spare_count(self.settings.candidates, self.spaces.views, self.spaces.training is not None)
+        wanted = spare_count(self.settings.candidates, self.spaces.views, self.spaces.training is not None)
+        allowed = self.spaces.store.limits.points - self.settings.candidates if wanted else 0
+        return max(0, min(wanted, allowed))
 
     def training_embedder(self) -> Embedder:
         return self._embedder(**self._training_options)
@@ -115,6 +117,7 @@ class Assembly:
             spaces.rerank.metric,
             candidates=self.settings.candidates,
             spare=self.spare,
+            most=self.spaces.store.limits.points,
             device=resolve_device(self.settings.device),
             group=GROUP if spaces.training is not None else FEW,
             timed=self.run.timed,

@@ -17,13 +17,15 @@ from gmv_qdrant.errors import CollectionMismatch, FingerprintMismatch
 from gmv_qdrant.images.records import Unusable
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.pipeline.assembly import Assembly
+from gmv_qdrant.pipeline.collection import SAME
 from gmv_qdrant.pipeline.recovery import left_over, misnamed, withdrawn_among
 from gmv_qdrant.pipeline.searching import differing
 from gmv_qdrant.pipeline.spaces import Spaces
-from gmv_qdrant.pipeline.streams import Progress, mapped
-from gmv_qdrant.pipeline.training_vectors import may_lack_rows, still_the_same
+from gmv_qdrant.pipeline.streams import Progress, batched, mapped
+from gmv_qdrant.pipeline.training_vectors import BATCH, embed_sources, may_lack_rows, still_the_same
 from gmv_qdrant.pipeline.value import CONSERVATION
 from gmv_qdrant.vectors.matrices import Matrix
+from gmv_qdrant.vectors.protocol import parse_point_id
 
 NORM_TOLERANCE = 1e-3
 """Of the unit vectors that a collection with cosine distance keeps."""
@@ -55,10 +57,17 @@ def check(parts: Assembly, *, read_images: bool = False) -> list[Finding]:
         findings += networks(parts)
     findings += evidence(ledger, parts.settings.candidates)
     findings += rows(ledger, spaces)
-    findings += points(ledger, spaces)
+    missing, embeds = list(points(ledger, spaces)), read_images
+    findings += missing
+    if not any(finding.kind == "points" for finding in missing):
+        changed = list(sample(ledger, spaces))
+        embeds = embeds or bool(changed and spaces.owned)
+        findings += [] if embeds and spaces.owned else changed
     if read_images:
         findings += vectors(ledger, spaces)
         findings += sources(ledger, parts.allowed, parts.progress)
+    if embeds and not any(finding.kind == "fingerprint" for finding in findings):
+        findings += embeddings(parts)
     return findings
 
 
@@ -250,15 +259,19 @@ def points(ledger: Ledger, spaces: Spaces) -> Iterator[Finding]:
         yield Finding("unknown points", len(strange), sentence, keys=strange)
 
 
+def sample(ledger: Ledger, spaces: Spaces) -> Iterator[Finding]:
+    """Whether a few of the store's vectors are those that the encoder was proven with."""
+    try:
+        spaces.sample(ledger).verify()
+    except CollectionMismatch as error:
+        yield Finding("changed vectors", 1, str(error))
+
+
 def vectors(ledger: Ledger, spaces: Spaces) -> Iterator[Finding]:
     """Each point: its vector, and the source that it names."""
     spec = spaces.store.spec
     wrong: list[str] = []
     renamed: list[str] = []
-    try:
-        spaces.sample(ledger).verify()
-    except CollectionMismatch as error:
-        yield Finding("changed vectors", 1, str(error))
     for page in spaces.store.scroll(with_vectors=True):
         for point in page:
             if point.vector is None and not spaces.owned:  # searches don't see it, and `status` counts it
@@ -304,6 +317,37 @@ def sources(ledger: Ledger, allowed: Sequence[str], progress: Progress) -> Itera
     for kind, uris in bad.items():
         if uris:
             yield Finding(kind, len(uris), f"{len(uris)} {sentences[kind]}: {_some(uris)}", keys=uris)
+
+
+def embeddings(parts: Assembly) -> Iterator[Finding]:
+    """Each image that can be read, embedded again, and its stored vector."""
+    ledger, models, store = parts.ledger, parts.models, parts.spaces.store
+    rows = ledger.query("SELECT training_key AS key, point_id FROM training WHERE version_withdrawn IS NULL")
+    points = dict(
+        zip(rows["key"].to_pylist(), map(parse_point_id, rows["point_id"].to_pylist()), strict=True)
+    )
+    parts.progress.phase("embed images again", len(points))
+    made = embed_sources(
+        ledger, sorted(points), models.recall, models.device, parts.settings, parts.allowed, parts.progress
+    )
+    differing: list[str] = []
+    for some in batched(((key, row) for key, row in made if isinstance(row, np.ndarray)), BATCH):
+        found = store.retrieve([points[key] for key, _ in some], with_vectors=True)
+        there = {point.id: point.vector for point in found}
+        for key, row in some:
+            stored = there.get(points[key])
+            if stored is not None and not cosine(row, stored) >= SAME:
+                differing.append(str(points[key]))
+    if differing:
+        kind = "point vectors" if parts.spaces.owned else "changed vectors"
+        n = len(differing)
+        sentence = f"{n} points of the store have another vector than the encoder gives: {_some(differing)}"
+        yield Finding(kind, len(differing), sentence, keys=differing)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / lengths) if lengths > 0 else 0.0
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -42,7 +42,7 @@ class Matcher:
     """Finds the evidence of generated images whose vectors are known.
 
     search: recall. training: re-rank vectors, which ``metric`` compares on ``device``. candidates: K. spare: see
-    `spare_count`.
+    `spare_count`. most: points that a search may ask for.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Matcher:
         *,
         candidates: int,
         spare: int,
+        most: int = 2**31,
         device: str = "cpu",
         group: int = GROUP,
         timed: Timed = untimed,
@@ -63,6 +64,7 @@ class Matcher:
         self._device = device
         self.candidates = candidates
         self.spare = spare
+        self._most = most
         self._group = group
         self._timed = timed
         self.unknown_points: set[str] = set()
@@ -110,7 +112,7 @@ class Matcher:
 
         Points that are no training images don't take anybody's place: as many more are fetched.
         """
-        limit = wanted
+        limit, most = wanted, max(wanted, min(UNKNOWN_LIMIT * wanted, self._most))
         while True:
             hits = self._search(queries, limit)
             found = {str(point) for hit in hits for point in hit.ids}
@@ -123,12 +125,12 @@ class Matcher:
             ]
             if max(lacking, default=0) <= 0:
                 return ours, keys
-            if limit >= UNKNOWN_LIMIT * wanted:
+            if limit >= most:
                 raise StoreError(
                     f"of the {limit} nearest points of the collection {max(lacking) + limit - wanted} are no training "
                     "images that the ledger knows, so candidates can't be found: run 'gmv-qdrant adopt' again"
                 )
-            limit = min(2 * limit + max(lacking), UNKNOWN_LIMIT * wanted)
+            limit = min(2 * limit + max(lacking), most)
 
     def _rank(self, draft: _Draft, there: Container[int], queries: np.ndarray, radius: float) -> Matches:
         """Order candidates by their smallest distance over the views; those without a vector are left out."""

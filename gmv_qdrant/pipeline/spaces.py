@@ -23,6 +23,7 @@ from gmv_qdrant.pipeline.collection import Sample, open_collection
 from gmv_qdrant.pipeline.embedding import VIEWS
 from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.settings import Settings
+from gmv_qdrant.vectors import open_existing
 from gmv_qdrant.vectors.matrices import Matrix
 from gmv_qdrant.vectors.protocol import VectorStore
 
@@ -60,8 +61,8 @@ class Spaces:
 
     training: re-rank vectors of training images; None where they are too large to be kept. generated_recall,
     generated_rerank: a row holds the views of a generated image. recall_sample: of a few training images.
-    owned: False for a collection that was adopted, of which nothing is ever removed. length: of generated images'
-    recall vectors.
+    open_stored_rerank: the re-rank vectors that an adopted collection holds. owned: False for a collection that was
+    adopted, of which nothing is ever removed. length: of generated images' recall vectors.
     """
 
     open_store: Callable[[], VectorStore]
@@ -72,6 +73,7 @@ class Spaces:
     generated_rerank: Matrix
     recall_sample: Matrix
     views: int
+    open_stored_rerank: Callable[[], VectorStore] | None = None
     owned: bool = True
     length: float = 1.0
 
@@ -80,12 +82,18 @@ class Spaces:
         """The recall vectors of training images; opened at the first use."""
         return self.open_store()
 
+    @cached_property
+    def stored_rerank(self) -> VectorStore | None:
+        """Where re-rank vectors are stored already: a second vector of an adopted collection."""
+        return self.open_stored_rerank() if self.open_stored_rerank else None
+
     def sample(self, ledger: Ledger) -> Sample:
         return Sample(ledger, self.store, self.recall_sample, owned=self.owned)
 
     def close(self) -> None:
-        if "store" in self.__dict__:
-            self.store.close()
+        for name in ("store", "stored_rerank"):
+            if (opened := self.__dict__.get(name)) is not None:
+                opened.close()
 
     @property
     def weight(self) -> int:
@@ -194,6 +202,9 @@ def open_spaces(
         kept.generated_rerank,
         kept.recall_sample,
         len(VIEWS[settings.views]),
+        partial(open_existing, settings, settings.distance_vector, tell)
+        if settings.distance_vector is not None
+        else None,
         owned=adopted is None,
         length=float(adopted.get("length", 1.0)) if adopted else 1.0,
     )

@@ -16,6 +16,7 @@ from gmv_qdrant.images.records import Record, Unusable
 from gmv_qdrant.images.sources import read_uri
 from gmv_qdrant.ledger.database import Ledger
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.models.base import Encoder
 from gmv_qdrant.models.registry import NONE
 from gmv_qdrant.models.verified import Models
 from gmv_qdrant.pipeline.embedding import Loaded, encode_each, forward, unusable
@@ -141,7 +142,7 @@ def maker(
     run: Run,
     progress: Progress,
 ) -> Make:
-    """How missing vectors are made: from the store where there is no re-ranking, from the source images elsewhere.
+    """How missing vectors are made: from the store, where that has them, and else from the source images.
 
     models: called when a network is needed, and not before. allowed: where images may be read from. What can't be made
     is quarantined.
@@ -149,56 +150,71 @@ def maker(
 
     def make(keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         with run.timed("missing re-rank vectors"):
-            found = (
-                _from_store(ledger, spaces, keys)
-                if settings.distance == NONE
-                else _from_sources(ledger, keys, models(), settings, allowed, run, progress)
-            )
-            for key, vector in found:
-                run.counts["computed"] += 1
+            left = set(keys)
+            for key, vector in stored_vectors(ledger, spaces, settings, keys):
+                left.discard(key)
+                run.counts["read" if spaces.stored_rerank else "computed"] += 1
                 yield key, vector
+            if not left or settings.distance == NONE:
+                return
+            network = models()
+            progress.phase("missing re-rank vectors", len(left))
+            for key, found in embed_sources(
+                ledger, sorted(left), network.rerank, network.device, settings, allowed, progress
+            ):
+                if isinstance(found, Unusable):
+                    reason = f"its re-rank vector can't be computed: {found.reason}"
+                    run.quarantine(found.uri, reason, found.kind)
+                else:
+                    run.counts["computed"] += 1
+                    yield key, found
 
     return make
 
 
-def _from_store(ledger: Ledger, spaces: Spaces, keys: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Without re-ranking the vector is the recall embedding, and the store has it."""
+def stored_vectors(
+    ledger: Ledger, spaces: Spaces, settings: Settings, keys: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Re-rank vectors that the store has: its second vector, or, without re-ranking, the recall embedding."""
+    store = spaces.store if settings.distance == NONE else spaces.stored_rerank
+    if store is None:
+        return
     rows = ledger.query(
         "SELECT point_id, training_key FROM training JOIN wanted USING (training_key)",
         wanted=pa.table({"training_key": pa.array(keys, pa.int32())}),
     ).to_pylist()
     of_point = {parse_point_id(row["point_id"]): row["training_key"] for row in rows}
-    for point in spaces.store.retrieve(list(of_point), with_vectors=True):
-        if point.vector is not None:
-            yield of_point[point.id], point.vector / np.linalg.norm(point.vector)
+    for point in store.retrieve(list(of_point), with_vectors=True):
+        if point.vector is not None and (length := np.linalg.norm(point.vector)) > 0:
+            yield of_point[point.id], point.vector / length
 
 
-def _from_sources(
+def embed_sources(
     ledger: Ledger,
     keys: Sequence[int],
-    models: Models,
+    encoder: Encoder,
+    device: str,
     settings: Settings,
     allowed: Sequence[str],
-    run: Run,
     progress: Progress,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, np.ndarray | Unusable]]:
+    """What ``encoder`` makes of training images, float32 ``(dim,)``, from the first source of each that can be read."""
     rows = ledger.query(
         """SELECT training_key AS key, any_value(content_hash) AS hash, list(uri ORDER BY uri) AS uris
         FROM training JOIN sources USING (training_key) JOIN wanted USING (training_key) GROUP BY training_key""",
         wanted=pa.table({"training_key": pa.array(keys, pa.int32())}),
     ).to_pylist()
-    network = forward(models.rerank, models.device, settings.batch_size)
+    network = forward(encoder, device, settings.batch_size)
 
     def prepare(row: dict[str, Any]) -> torch.Tensor | Unusable:
         loaded = still_the_same(row, allowed)
         if isinstance(loaded, Unusable):
             return loaded
         try:
-            return models.rerank.prepare(decode(loaded.data))[None]
+            return encoder.prepare(decode(loaded.data))[None]
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this image's
             return unusable(loaded.record.uri, error, "can't be decoded", "damaged")
 
-    progress.phase("missing re-rank vectors", len(rows))
     prepared = zip(rows, mapped(prepare, rows, threads=settings.workers, ahead=2 * BATCH), strict=True)
     for batch in batched(prepared, BATCH):
         tensors = [tensor for _, tensor in batch if isinstance(tensor, torch.Tensor)]
@@ -207,10 +223,7 @@ def _from_sources(
             done = next(vectors) if isinstance(item, torch.Tensor) else item
             if isinstance(done, Exception):
                 done = unusable(row["uris"][0], done, "can't be embedded", "embedding")
-            if isinstance(done, Unusable):
-                run.quarantine(done.uri, f"its re-rank vector can't be computed: {done.reason}", done.kind)
-            else:
-                yield row["key"], done[0]
+            yield row["key"], done if isinstance(done, Unusable) else done[0]
         progress.advance(len(batch))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from gmv_qdrant.vectors.checks import distances_between
 from gmv_qdrant.vectors.embedded.segments import HNSW_POINTS
 from gmv_qdrant.vectors.protocol import Hits, Limits, Quantization, SearchParams, StoreStatus, VectorStore
+from gmv_qdrant.vectors.server.answers import LimitExceeded
 
 _LEAST: dict[Quantization, tuple[float, int]] = {
     "pq": (4.0, 1_600),
@@ -82,9 +83,14 @@ class TunedSearch:
     def __call__(self, queries: np.ndarray, limit: int) -> list[Hits]:
         """The ``limit`` nearest points of each query, float32 ``(q, dim)``."""
         for _ in range(TRIES):
-            status = self._store.status()
-            tuning = self._tuned(status, queries)
-            hits = self._store.search(queries, limit, tuning.params)
+            status, limits = self._store.status(), self._store.limits
+            try:
+                tuning = self._tuned(status, queries)
+                hits = self._store.search(queries, limit, tuning.params)
+            except LimitExceeded:
+                if self._store.limits == limits:
+                    raise
+                continue  # limits were set meanwhile: tuned within them
             if tuning.params.exact or self._store.status().searched == status.searched:
                 break
         else:
@@ -105,7 +111,8 @@ class TunedSearch:
         if kept and (kept.searched, kept.candidates, kept.target) == wanted:
             return kept
         if not status.approximate:
-            params = default_params(self._store.spec.quantization, self._candidates)
+            default = default_params(self._store.spec.quantization, self._candidates)
+            params = _within(self._store.limits, default, self._candidates)
             return Tuning(params, 1.0, 0, self._target, self._candidates, status.searched)
         sample = queries[np.random.default_rng(0).permutation(len(queries))[:SAMPLE]]
         params, recall = tune_search(self._store, sample, self._candidates, self._target)

@@ -306,6 +306,49 @@ def test_kinds_of_vectors_that_would_be_ordered_wrongly(server: Loopback, config
     assert ServerStore.open(config, "half").spec.dim == 16
 
 
+@pytest.mark.parametrize(
+    "strict",
+    [
+        {"max_query_limit": 9},
+        {"search_allow_exact": False},
+        {"search_max_batchsize": 3, "upsert_max_batchsize": 7, "condition_max_size": 5},
+        {"search_max_hnsw_ef": 40, "search_max_oversampling": 1.5},
+        {"read_rate_limit": 100_000, "write_rate_limit": 40_000, "max_query_limit": 50},
+    ],
+)
+@pytest.mark.parametrize("only", [None, {"must": [{"key": "tenant", "match": {"value": "a"}}]}])
+def test_limits_that_are_set_while_a_run_goes(
+    server: Loopback, config: ServerConfig, strict: dict[str, Any], only: Any
+) -> None:
+    """Whatever the store is doing when strict mode is switched on, it goes on within the new limits."""
+    filled(server, config).close()
+    store = ServerStore.open(config, "training", only=only)
+    mine = {str(i) for n, i in enumerate(IDS) if only is None or n % 2 == 0}
+    search = TunedSearch(store, 5, 0.9)
+    assert len(search(ROWS[:20], 5)[0].ids) == 5
+    pages = store.scroll()
+    seen = [point.id for point in next(pages)]
+    server.collections["training"].limit(m.StrictModeConfig(enabled=True, **strict))
+    seen += [point.id for page in pages for point in page]
+    assert {str(one) for one in seen} == mine
+    assert len(seen) == len(mine)
+    assert store.count() == len(mine)
+    assert {str(point.id) for point in store.retrieve(IDS)} == mine
+    assert {str(one) for page in store.ids() for one in page} == mine
+    hits = search(ROWS[:20], 5)
+    assert [len(hit.ids) for hit in hits] == [5] * 20
+    store.upsert(IDS[:100], ROWS[:100], [{"tenant": "a"}] * 100)
+    store.delete(IDS[:50])
+    assert store.count() == len(mine | {str(i) for i in IDS[:100]}) - 50
+
+
+def test_a_limit_below_what_is_needed_is_a_sentence(server: Loopback, config: ServerConfig) -> None:
+    store = filled(server, config)
+    server.collections["training"].limit(m.StrictModeConfig(enabled=True, max_query_limit=9))
+    with pytest.raises(StoreError, match=r"at most 9 points a query.*fewer --candidates"):
+        TunedSearch(store, 20, 0.9)(ROWS[:5], 20)
+
+
 def test_a_chunk_of_queries_is_one_request(server: Loopback, tmp_path: Path, config: ServerConfig) -> None:
     store = filled(server, config)
     server.requests.clear()

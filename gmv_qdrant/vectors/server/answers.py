@@ -18,6 +18,10 @@ class TooLarge(StoreError):
     """The request is larger than the server takes: half of it may pass."""
 
 
+class LimitExceeded(StoreError):
+    """Strict mode refuses the request, as it does once it was switched on: its limits are to be read again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """status: of HTTP, None when there was no usable answer. wait: seconds that the server asks to wait."""
@@ -86,6 +90,8 @@ class Failure:
             )
         if self.status is None:
             return StoreError(f"{shown} gave no answer of a Qdrant server when asked to {action}: {words}.")
+        if "limit exceeded" in words.lower() or "exact search disabled" in words.lower():
+            return LimitExceeded(f"{shown} refused to {action} ({self.status}): {words}.")
         if "dimension" in words.lower() or "vector name" in words.lower():
             return CollectionMismatch(
                 f"{shown} could not {action}, its collection has other vectors than before: {words}."

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.vectors.server import address
-from gmv_qdrant.vectors.server.answers import Failure, Missing, TooLarge
+from gmv_qdrant.vectors.server.answers import Failure, LimitExceeded, Missing, TooLarge
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
     from gmv_qdrant.settings import Secret
 
-__all__ = ["Connection", "Missing", "ServerConfig", "TooLarge"]
+__all__ = ["Connection", "LimitExceeded", "Missing", "ServerConfig", "TooLarge"]
 T = TypeVar("T")
 R = TypeVar("R")
 

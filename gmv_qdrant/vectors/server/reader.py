@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -31,8 +31,17 @@ from gmv_qdrant.vectors.server.codec import (
     search_params,
 )
 from gmv_qdrant.vectors.server.collections import absent, describe_collection, status_of
-from gmv_qdrant.vectors.server.connection import Connection, Missing, ServerConfig, halving
-from gmv_qdrant.vectors.server.limits import StrictMode, lacking_indexes, require_indexes
+from gmv_qdrant.vectors.server.connection import (
+    Connection,
+    LimitExceeded,
+    Missing,
+    ServerConfig,
+    halving,
+)
+from gmv_qdrant.vectors.server.limits import IDS, StrictMode, lacking_indexes, require_indexes
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 PAGE_BYTES = 8 * 2**20
 """Of an answer: pages of large payloads are smaller."""
@@ -117,12 +126,6 @@ class ServerReader:
     def search(self, queries: np.ndarray, limit: int, params: SearchParams) -> list[Hits]:
         """See `VectorStore.search`. Many queries in a request; several requests in parallel."""
         check_limit(limit)
-        if limit > self.limits.points:
-            raise StoreError(
-                f"the collection {self._spec.name!r} gives at most {self.limits.points} points a query "
-                f"(max_query_limit of its strict mode), and {limit} are needed: make the workspace with fewer "
-                "--candidates, or have that limit raised."
-            )
         rows = check_vectors(queries, self._spec)
 
         def request(index: int, fetch: int) -> m.QueryRequest:
@@ -139,16 +142,28 @@ class ServerReader:
         def ask(indices: Sequence[int], fetch: int) -> list[Sequence[Any]]:
             def send(part: Sequence[int]) -> list[Sequence[Any]]:
                 answers = self._call(
-                    "search", "query_batch_points", requests=[request(index, fetch) for index in part]
+                    "search",
+                    "query_batch_points",
+                    requests=[request(index, min(fetch, self.limits.points)) for index in part],
                 )
                 return [answer.points for answer in answers]
 
-            size = self._queries(fetch, exact=params.exact)
-            parts = [indices[i : i + size] for i in range(0, len(indices), size)]
-            found = self._connection.each(lambda part: halving(send, part), parts)
-            return [points for halves in found for part in halves for points in part]
+            def size() -> int:
+                self._require_points(limit)
+                return self._queries(fetch, exact=params.exact)
+
+            found = self._in_parts(send, indices, size)
+            return [points for part in found for points in part]
 
         return settled(ask, len(rows), limit, self._spec.distance, our_id, most=self.limits.points)
+
+    def _require_points(self, limit: int) -> None:
+        if limit > self.limits.points:
+            raise StoreError(
+                f"the collection {self._spec.name!r} gives at most {self.limits.points} points a query "
+                f"(max_query_limit of its strict mode), and {limit} are needed: make the workspace with fewer "
+                "--candidates, or have that limit raised."
+            )
 
     def _queries(self, fetch: int, *, exact: bool) -> int:
         """How many searches go into one request."""
@@ -162,7 +177,6 @@ class ServerReader:
     ) -> list[Point]:
         wanted = list(dict.fromkeys(check_ids(ids)))
         what: dict[str, Any] = {"with_payload": _payload(fields), "with_vectors": self._wanted(with_vectors)}
-        page = min(self._page(with_vectors), self._strict.ids) if self._only else self._page(with_vectors)
 
         def read(part: Sequence[PointId]) -> list[Point]:
             if self._only:  # retrieval by id takes no filter
@@ -177,9 +191,12 @@ class ServerReader:
                 records = self._call("read points", "retrieve", ids=[plain_id(i) for i in part], **what)
             return [self._point(r) for r in records]
 
-        parts = [wanted[i : i + page] for i in range(0, len(wanted), page)]
-        found = self._connection.each(lambda part: halving(read, part), parts)
-        return [point for halves in found for half in halves for point in half]
+        found = self._in_parts(
+            read,
+            wanted,
+            lambda: min(self._page(with_vectors), self._strict.ids if self._only else self._strict.page),
+        )
+        return [point for part in found for point in part]
 
     def scroll(
         self,
@@ -194,25 +211,29 @@ class ServerReader:
         """
         only = both(self._only, self._with_vector()) if having_vector else self._only
         bare = fields is not None and not fields
-        most = self._strict.ids_page if bare and not with_vectors else self._page(with_vectors)
-        page = most if bare else min(most, FIRST_PAGE)
-        offset = None
-        while True:
-            records, offset = self._call(
+        page, offset = IDS if bare else FIRST_PAGE, None
+
+        def most() -> int:
+            return self._strict.ids_page if bare and not with_vectors else self._page(with_vectors)
+
+        def read() -> Any:
+            return self._call(
                 "read points",
                 "scroll",
                 scroll_filter=only,
-                limit=page,
+                limit=min(page, most()),
                 offset=offset,
                 with_payload=_payload(fields),
                 with_vectors=self._wanted(with_vectors),
             )
+
+        while True:
+            records, offset = self._within_limits(read)
             if records:
                 yield [self._point(r) for r in records]
-                heavy = max(
-                    len(json.dumps(r.payload or {}, default=str)) for r in records[:: max(1, page // 8)]
-                )
-                page = max(1, min(most, PAGE_BYTES // max(1, heavy)))
+                some = records[:: max(1, len(records) // 8)]
+                heavy = max(len(json.dumps(r.payload or {}, default=str)) for r in some)
+                page = max(1, min(IDS, PAGE_BYTES // max(1, heavy)))
             if offset is None:
                 return
 
@@ -228,7 +249,9 @@ class ServerReader:
         return {name: self._count(self._without(name)) for name in sorted(dense_vectors(self._info()))}
 
     def _count(self, only: m.Filter | None) -> int:
-        found = self._call("count points", "count", count_filter=only, exact=self.limits.exact)
+        found = self._within_limits(
+            lambda: self._call("count points", "count", count_filter=only, exact=self.limits.exact)
+        )
         return int(found.count)
 
     def _without(self, name: str) -> m.Filter | None:
@@ -257,6 +280,33 @@ class ServerReader:
         self._connection.close()
 
     # -- the server ------------------------------------------------------------------------------------
+
+    def _within_limits(self, work: Callable[[], R]) -> R:
+        """``work``, and again where strict mode has other limits than when they were read: they may be set any time."""
+        while True:
+            try:
+                return work()
+            except LimitExceeded:
+                now = StrictMode.of(self._info())
+                if now == self._strict:
+                    raise
+                self._strict = now
+
+    def _in_parts(
+        self, send: Callable[[Sequence[T]], R], items: Sequence[T], size: Callable[[], int]
+    ) -> list[R]:
+        """``send`` of all items, at most ``size()`` in a request, or fewer where the server finds that too many."""
+
+        def work() -> list[R]:
+            most = size()
+            parts = [items[i : i + most] for i in range(0, len(items), most)]
+            return [
+                one
+                for halves in self._connection.each(lambda part: halving(send, part), parts)
+                for one in halves
+            ]
+
+        return self._within_limits(work)
 
     def _call(self, action: str, method: str, **kwargs: Any) -> Any:
         try:

@@ -103,8 +103,11 @@ class ServerStore(ServerReader):
             )
             self._call("store points", "upsert", points=batch, wait=True)
 
-        parts = [last[some] for some in _slices(sizes, self._strict.upsert)]
-        self._connection.each(lambda part: halving(send, part), parts)
+        def work() -> None:
+            parts = [last[some] for some in _slices(sizes, self._strict.upsert)]
+            self._connection.each(lambda part: halving(send, part), parts)
+
+        self._within_limits(work)
 
     def delete(self, ids: Sequence[PointId]) -> None:
         """See `VectorStore.delete`. Points outside of the store's own filter stay."""
@@ -116,9 +119,7 @@ class ServerStore(ServerReader):
                 chosen = m.FilterSelector(filter=m.Filter(must=[self._only, among(part)]))
             self._call("delete points", "delete", points_selector=chosen, wait=True)
 
-        size = self._strict.ids if self._only else self._strict.upsert
-        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
-        self._connection.each(lambda part: halving(send, part), parts)
+        self._in_parts(send, ids, lambda: self._strict.ids if self._only else self._strict.upsert)
 
     def flush(self) -> None:
         """Nothing is left to do: every write waited until the server had applied it."""
