@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from gmv_qdrant.errors import FingerprintMismatch, LedgerError, LedgerLocked, SettingsError
 from gmv_qdrant.files import sync_folder
+from gmv_qdrant.images.embedded import FOLDER as PAYLOAD_IMAGES
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
 from gmv_qdrant.settings import FILE, Settings, read_file
 
@@ -123,7 +124,8 @@ def unmake(root: Path) -> None:
     """Take back what `make` and a first run put into a folder that was empty."""
     for name in (LEDGER, f"{LEDGER}.wal", PUBLISHED, FILE, LOCK):
         (root / name).unlink(missing_ok=True)
-    shutil.rmtree(root / "vectors", ignore_errors=True)
+    for name in ("vectors", PAYLOAD_IMAGES):
+        shutil.rmtree(root / name, ignore_errors=True)
     with contextlib.suppress(OSError):  # what else was there stays, and the folder with it
         root.rmdir()
 

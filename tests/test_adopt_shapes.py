@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,10 +114,80 @@ def test_paths_into_payloads() -> None:
     )
 
 
-def test_images_in_the_payload_are_refused_with_the_way_out(folder: Path, server: Loopback) -> None:
+def as_base64(seed: int, kind: str) -> Any:
+    data = tiny_workspace.png(seed)
+    text = base64.b64encode(data).decode()
+    return {
+        "data: URI": f"data:image/png;base64,{text}",
+        "base64": text,
+        "base64 in lines": "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+        "url-safe": base64.urlsafe_b64encode(data).decode().rstrip("="),
+        "percent": "data:image/png," + urllib.parse.quote_from_bytes(data),
+        "in a list": [text],
+        "in an object": {"bytes": text, "name": "x.png"},
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["data: URI", "base64", "base64 in lines", "url-safe", "percent", "in a list", "in an object"]
+)
+def test_images_in_the_payload(folder: Path, server: Loopback, kind: str) -> None:
     create(server)
-    put(server, [{"id": 1, "vector": vector(1), "payload": {"uri": "data:image/png;base64,AAAA"}}])
-    with pytest.raises(SettingsError, match=r"holds images themselves.*--trust-encoder"):
+    put(server, [
+        {"id": s, "vector": vector(s), "payload": {"image": as_base64(s, kind), "owner": f"o{s % 3}"}} for s in SEEDS
+    ])  # fmt: skip
+    field = "image.bytes" if kind == "in an object" else "image"
+    summary = adopt(server, folder, fields={"uri": field, "attributes": "all"}, allow=())
+    assert (summary["new"], summary["cosine"]) == (40, pytest.approx(1, abs=1e-5))
+    server.requests.clear()
+    moved = (folder / "ws").rename(folder / "moved")
+    workspace = Workspace(moved)
+    workspace.value([folder / "generated"])
+    assert tiny_workspace.values(workspace) == pytest.approx(expected(SEEDS, folder), abs=1e-6)
+    assert workspace.check(read_images=True) == []
+    assert len(list((moved / "payload-images").glob("*/*"))) == 40
+    workspace.report(folder / "report.html")
+    assert (folder / "report.html").read_text().count("data:image/") > 4
+
+
+def test_one_image_in_two_payloads_is_one(folder: Path, server: Loopback) -> None:
+    create(server)
+    rows = [{"id": s, "vector": vector(s), "payload": {"uri": as_base64(s, "base64")}} for s in SEEDS]
+    put(server, [*rows, *({**row, "id": row["id"] + 1_000} for row in rows[:9])])
+    summary = adopt(server, folder)
+    assert (summary["new"], summary["same_image"]) == (40, 9)
+    server.handle(
+        "POST", "/collections/theirs/points/delete", json.dumps({"points": list(range(30, 40))}).encode()
+    )
+    assert adopt(server, folder)["vanished"] == 10
+    assert len(list((folder / "ws" / "payload-images").glob("*/*"))) == 30
+
+
+def test_what_is_no_image_in_a_payload(
+    folder: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged one, one that is too large, a long name: quarantined or left out, and the others come in."""
+    monkeypatch.setattr("gmv_qdrant.images.embedded.MOST_BYTES", 1_000)
+    create(server)
+    odd = ["data:image/png;base64,@@@@", "A" * 100_000, "Zm9v" * 30, "data:image/png;base64,Zm9v"]
+    put(server, [
+        *({"id": s, "vector": vector(s), "payload": {"uri": as_base64(s, "base64")}} for s in SEEDS),
+        *({"id": 100 + n, "vector": vector(n), "payload": {"uri": text}} for n, text in enumerate(odd)),
+    ])  # fmt: skip
+    summary = adopt(server, folder)
+    assert summary["quarantined"] == 2
+    assert summary["new"] + summary.get("without_uri", 0) == 42
+    reasons = {row[0] for row in Workspace(folder / "ws").sql("SELECT kind FROM quarantine").fetchall()}
+    assert reasons == {"damaged", "too-large"}
+
+
+def test_a_refused_adopt_leaves_no_payload_images(folder: Path, server: Loopback) -> None:
+    create(server)
+    put(
+        server,
+        [{"id": s, "vector": vector(s + 50), "payload": {"uri": as_base64(s, "base64")}} for s in SEEDS],
+    )
+    with pytest.raises(CollectionMismatch, match="was not embedded by"):
         adopt(server, folder)
     assert not (folder / "ws").exists()
 

@@ -70,7 +70,7 @@ def test_matching_needs_arrays_and_nothing_else(views: int) -> None:
     recall /= np.linalg.norm(recall, axis=1, keepdims=True)
     rerank = random.normal(size=(60, 5)).astype(np.float32)
     arrays = Arrays(recall, rerank)
-    matcher = Matcher(arrays.search, arrays, "sqeuclid", candidates=6, spare=2 if views == 1 else 0)  # type: ignore[arg-type]
+    matcher = Matcher(arrays.search, arrays, "sqeuclid", candidates=6, spare=lambda: 2 if views == 1 else 0)  # type: ignore[arg-type]
     queries = recall[: 3 * views].reshape(3, views, 8)
     generated = random.normal(size=(3, views, 5)).astype(np.float32)
     for number, matches in enumerate(matcher.match(queries, generated)):

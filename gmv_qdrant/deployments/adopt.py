@@ -7,6 +7,7 @@ collection but what two flags ask for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections import defaultdict
@@ -27,6 +28,7 @@ from gmv_qdrant.deployments.encoder_check import (
 )
 from gmv_qdrant.deployments.payload_fields import Fields
 from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
+from gmv_qdrant.images.embedded import SCHEME, KeptImages
 from gmv_qdrant.ledger.database import Connection, insert
 from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.ledger.sources import SOURCES, Written, write_sources
@@ -177,13 +179,11 @@ def _prove(
     parts: Assembly, points: list[Point], fields: Fields, sample: int, second: VectorStore | None = None
 ) -> EncoderCheck:
     """second: the store of the vectors, where they are the distance's."""
-    found = [
-        Stored(uris[0], point.vector)
-        for point in points
-        if (uris := fields.uris_of(point.payload))
-        and point.vector is not None
-        and np.linalg.norm(point.vector) > 0
-    ]
+    kept, found = KeptImages(parts.root), []
+    for point in points:
+        if point.vector is not None and np.linalg.norm(point.vector) > 0:
+            with contextlib.suppress(ImageError):  # said when all are taken in
+                found += [Stored(uri, point.vector) for uri in fields.uris_of(point.payload, kept.keep)[:1]]
     models, settings = parts.models, parts.settings
     claimed = (
         Claimed(settings.distance, models.rerank, "--distance", second.spec)
@@ -229,16 +229,21 @@ def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
     lacking = store.lacking()[store.spec.vector_name]
     if lacking:
         run.counts["without_vector"] = lacking
-    intake = _Intake(parts, _moved(parts, there))
+    intake, kept = _Intake(parts, _moved(parts, there)), KeptImages(parts.root)
     parts.progress.phase("read points", len(there))
     seen: list[pa.Array] = []
     places: dict[str, int | uuid.UUID] = {}
     for page in store.scroll(fields=fields.payload, having_vector=lacking > 0):
         rows = []
         for point in page:
-            uris = fields.uris_of(point.payload)
+            its_id = f"qdrant://{parts.settings.collection}/{point.id}"
+            try:
+                uris = fields.uris_of(point.payload, kept.keep)
+            except ImageError as error:
+                run.quarantine(its_id, str(error), error.kind)
+                continue
             if not uris and not named:
-                uris = [f"qdrant://{parts.settings.collection}/{point.id}"]
+                uris = [its_id]
             if not uris:
                 run.counts["without_uri"] += 1
             elif places.setdefault(uris[0], point.id) != point.id:
@@ -263,6 +268,8 @@ def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
     if vanished:
         run.counts["vanished"] = len(vanished)
         _take_out(parts, vanished, "vanished from the collection")
+    used = parts.ledger.query("SELECT DISTINCT uri FROM sources WHERE starts_with(uri, $s)", {"s": SCHEME})
+    kept.remove_all_but(set(used["uri"].to_pylist()))
 
 
 def _moved(parts: Assembly, there: set[str]) -> dict[str, int]:

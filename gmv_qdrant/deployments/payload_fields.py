@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gmv_qdrant.errors import ImageError, SettingsError
 from gmv_qdrant.images.descriptions import describe, jsonable, names_of
+from gmv_qdrant.images.embedded import image_in
+from gmv_qdrant.images.limits import ATTRIBUTE_CHARACTERS
 from gmv_qdrant.vectors.protocol import Point
 
-LONGEST_URI = 4_096
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -37,10 +38,18 @@ class Fields:
         attributes = kept["attributes"]
         return cls(**{**kept, "attributes": "all" if attributes == "all" else tuple(attributes)})
 
-    def uris_of(self, payload: Mapping[str, Any]) -> list[str]:
-        """Where the point's image is, once or several times; local paths become absolute. None where it names none."""
+    def uris_of(self, payload: Mapping[str, Any], keep: Callable[[bytes], str]) -> list[str]:
+        """Where the point's image is, once or several times; local paths become absolute. None where it names none.
+
+        keep: gives the URI of an image that is in the payload itself. Raises `ImageError` where that can't be taken.
+        """
+        found = pick(payload, self.uri)
+        values = found if isinstance(found, list) else [found]
+        kept = [keep(data) for value in values if (data := image_in(value)) is not None]
+        if kept:
+            return list(dict.fromkeys(kept))
         try:
-            return list(dict.fromkeys(self._whole(name) for name in names_of(pick(payload, self.uri))))
+            return list(dict.fromkeys(self._whole(name) for name in names_of(found)))
         except ImageError:
             return []
 
@@ -79,7 +88,7 @@ class Fields:
             ]
         )
         try:
-            attributes = {name: jsonable(pick(payload, name)) for name in names}
+            attributes = {name: _attribute(pick(payload, name)) for name in names}
         except (ValueError, RecursionError) as error:
             raise ImageError(f"its payload can't be kept: {error}", kind="description") from None
         kept = {name: value for name, value in attributes.items() if value is not None}
@@ -108,12 +117,6 @@ class Fields:
             if given != default
         ]
         attributes = () if self.attributes == "all" else self.attributes
-        for named in (pick(point.payload, self.uri) for point in points):
-            if isinstance(named, str) and (named.startswith("data:") or len(named) > LONGEST_URI):
-                raise SettingsError(
-                    f"the payload field {self.uri!r} of {collection!r} holds images themselves, which aren't read from "
-                    "there: adopt the vectors alone, with --trust-encoder and --distance none"
-                )
         for name in (self.uri, *describing, *attributes):
             if any(jsonable(pick(point.payload, name)) is not None for point in points):
                 continue
@@ -125,6 +128,12 @@ class Fields:
                 f"none of the first {len(points)} points of {collection!r} has a payload field {name!r}, "
                 f"they have {there}{hint}"
             )
+
+
+def _attribute(value: Any) -> Any:
+    """As JSON; None for what is too long to be kept, such as an image."""
+    plain = jsonable(value)
+    return plain if len(json.dumps(plain)) <= ATTRIBUTE_CHARACTERS else None
 
 
 def pick(payload: Mapping[str, Any], name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gmv_qdrant.errors import ImageError, SourceError, first_line
-from gmv_qdrant.images import limits
+from gmv_qdrant.images import embedded, limits
 from gmv_qdrant.images.allowed import SCHEME, check_allowed, check_file
 from gmv_qdrant.images.archives import open_archive
 from gmv_qdrant.images.hub import HUB, read_hub_row
@@ -32,6 +32,8 @@ def read_uri(uri: str, allowed: Sequence[str]) -> bytes:
     """
     if uri.startswith("file:///"):
         uri = unquote(uri.removeprefix("file://"))
+    if uri.startswith(embedded.SCHEME):
+        return embedded.read_kept(uri, allowed)
     if SCHEME.match(uri):
         check_allowed(uri, allowed)
         return _read_hub(uri) if uri.startswith(HUB) and "#" in uri else _read_url(uri, allowed)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from gmv_qdrant.errors import SettingsError, did_you_mean
+from gmv_qdrant.images.embedded import place_of
 from gmv_qdrant.ledger.database import Connection, Readable, literal
 from gmv_qdrant.ledger.names import require_batch
 from gmv_qdrant.ledger.selection import Selection
@@ -292,14 +293,17 @@ def quarantined_requests(ledger: Readable, verb: str) -> list[tuple[dict[str, An
 
 
 def allowed_places(ledger: Readable) -> tuple[str, ...]:
-    """Where images may be read from: what runs were given, and the prefix of an adopted collection."""
+    """Where images may be read from: what runs were given, and an adopted collection's prefix and payloads."""
     rows = ledger.query(
         """SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')
             || json_extract_string(settings, '$.request.allow[*]')) AS place
         FROM runs WHERE verb IN ('ingest', 'value', 'adopt') ORDER BY place"""
     )
-    prefix = json.loads(ledger.meta().get("adopted", "{}")).get("fields", {}).get("uri_prefix")
-    return (*rows["place"].to_pylist(), *([prefix] if prefix else []))
+    adopted = json.loads(ledger.meta().get("adopted", "null"))
+    if adopted is None:
+        return tuple(rows["place"].to_pylist())
+    prefix = adopted["fields"]["uri_prefix"]
+    return (*rows["place"].to_pylist(), *([prefix] if prefix else []), place_of(ledger.path.parent))
 
 
 def last_runs(ledger: Readable, most: int = 5) -> list[dict[str, Any]]:

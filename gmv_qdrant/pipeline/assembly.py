@@ -50,8 +50,11 @@ class Assembly:
     def spare(self) -> int:
         """How many candidates beyond K are kept."""
         wanted = spare_count(self.settings.candidates, self.spaces.views, self.spaces.training is not None)
-        allowed = self.spaces.store.limits.points - self.settings.candidates if wanted else 0
-        return max(0, min(wanted, allowed))
+        return max(0, min(wanted, self._most() - self.settings.candidates)) if wanted else 0
+
+    def _most(self) -> int:
+        """Points that a search may ask for; the store is opened to know it."""
+        return self.spaces.store.limits.points
 
     def training_embedder(self) -> Embedder:
         return self._embedder(**self._training_options)
@@ -116,8 +119,8 @@ class Assembly:
             self.training_vectors(keep=keep),
             spaces.rerank.metric,
             candidates=self.settings.candidates,
-            spare=self.spare,
-            most=self.spaces.store.limits.points,
+            spare=lambda: self.spare,
+            most=self._most,
             device=resolve_device(self.settings.device),
             group=GROUP if spaces.training is not None else FEW,
             timed=self.run.timed,

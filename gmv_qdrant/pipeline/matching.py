@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Matcher:
     """Finds the evidence of generated images whose vectors are known.
 
     search: recall. training: re-rank vectors, which ``metric`` compares on ``device``. candidates: K. spare: see
-    `spare_count`. most: points that a search may ask for.
+    `spare_count`; most: points that a search may ask for; both are asked for when they are needed first.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Matcher:
         metric: Metric,
         *,
         candidates: int,
-        spare: int,
-        most: int = 2**31,
+        spare: Callable[[], int],
+        most: Callable[[], int] = lambda: 2**31,
         device: str = "cpu",
         group: int = GROUP,
         timed: Timed = untimed,
@@ -63,12 +64,16 @@ class Matcher:
         self._metric: Metric = metric
         self._device = device
         self.candidates = candidates
-        self.spare = spare
-        self._most = most
+        self._spare, self._most = spare, most
         self._group = group
         self._timed = timed
         self.unknown_points: set[str] = set()
         """Points that are no training images, such as those that came into an adopted collection meanwhile."""
+
+    @cached_property
+    def spare(self) -> int:
+        """How many candidates beyond K are kept."""
+        return self._spare()
 
     def match(
         self, recall: np.ndarray, rerank: np.ndarray, known: Sequence[Known] | None = None
@@ -112,7 +117,7 @@ class Matcher:
 
         Points that are no training images don't take anybody's place: as many more are fetched.
         """
-        limit, most = wanted, max(wanted, min(UNKNOWN_LIMIT * wanted, self._most))
+        limit, most = wanted, max(wanted, min(UNKNOWN_LIMIT * wanted, self._most()))
         while True:
             hits = self._search(queries, limit)
             found = {str(point) for hit in hits for point in hit.ids}
