@@ -97,7 +97,7 @@ class Stale:
             {"training_version": training_version, "candidates": matcher.candidates},
         )
         keys, versions, reach, complete = (column.to_numpy() for column in rows.columns)
-        return cls(keys, versions, reach, complete.astype(bool) & (matcher.spare > 0))
+        return cls(keys, versions, reach, complete.astype(bool) & (len(keys) > 0 and matcher.spare > 0))
 
 
 def _newer(ledger: Ledger, spaces: Spaces, version: int) -> Iterator[Block]:
