@@ -50,10 +50,15 @@ def make(folder: Path) -> None:
             Image.fromarray(numbers.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
                 folder / name / f"{i}.png"
             )
+    for name in ("training/near.png", "training/mine.png", "generated/near.png"):  # of 1.png, which is Bay's
+        with Image.open(folder / "training/1.png") as image:
+            pixels = np.asarray(image, dtype=np.int16) + numbers.integers(-3, 4, (16, 16, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
     (folder / "training" / "bad.png").write_bytes(b"no image")
     shutil.copyfile(folder / "training/0.png", folder / "training/copy.png")  # two owners claim it
     rows = [f"{i}.png,{('Ada', 'Bay', 'Cy', 'Dee')[i % 4]},{'xy'[i % 2]},cc-by,Nikon" for i in range(28)]
     text = "\n".join(["file_name,owner,label,licence,camera", *rows, "copy.png,Eve,x,cc-by,Nikon"])
+    text += "\nnear.png,Fay,x,cc-by,Nikon\nmine.png,Bay,y,cc-by,Nikon"
     (folder / "training/metadata.csv").write_text(text)
     workspace = Workspace.init(
         folder / "ws",
@@ -64,10 +69,13 @@ def make(folder: Path) -> None:
         quantization="none",
     )
     workspace.ingest([folder / "training"])
+    (folder / "training/metadata.csv").write_text(text.replace("2.png,Cy", "2.png,Cyd"))
+    workspace.ingest([folder / "training"], reassign=True)  # a history
     workspace.value([folder / "generated"], batch="first")
     workspace.calibrate(probes=30)
+    workspace.copies(training=True)
     workspace.payout(1000, record="2026-Q1", minimum="100", currency="EUR", hold=True)
-    workspace.payout(1000, record="2026-Q2", exclude={"Dee": "left"}, currency="EUR")
+    workspace.payout(1000, record="2026-Q2", exclude={"Dee": "left"}, currency="EUR", hold=True)
     workspace.export_payout("2026-Q2", folder / "bundle")
 
 
@@ -199,7 +207,7 @@ def _file(bundle: Path, spare: Path, rng: random.Random) -> str | None:
 
 def _table(bundle: Path, _: Path, rng: random.Random) -> str | None:
     """Change a table, and hash the manifest anew, or the document and the manifest."""
-    name = rng.choice(["generated", "images", "sources", "matches"])
+    name = rng.choice(["generated", "images", "sources", "history", "matches", "copies"])
     path = bundle / f"{name}.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()

@@ -78,10 +78,20 @@ class Small:
                     {"id": [f"p{i}" for i in images], "sha256": [f"{i:064x}" for i in images]}
                 ),
                 "sources": pa.Table.from_pylist(sources, schema=pa.schema(kinds)),
+                "history": history_of(sources),
                 "matches": pa.Table.from_pylist(matches, schema=pa.schema(numbers)),
                 "copies": pa.Table.from_pylist([], schema=pa.schema(pairs)),
             }
         )
+
+
+def history_of(sources: list[dict[str, Any]]) -> pa.Table:
+    """The history of sources that never said anything else."""
+    kinds = {"image": pa.int32(), "uri": pa.string(), "name": pa.string(), "licence": pa.string()}
+    kinds |= {"place": pa.int32(), "current": pa.int32()}
+    return pa.Table.from_pylist(
+        [{**row, "place": 1, "current": 1} for row in sources], schema=pa.schema(kinds)
+    )
 
 
 @st.composite
@@ -328,6 +338,71 @@ def test_near_copies_are_one_claim() -> None:
     assert [(claim.images, claim.names) for claim in find_claims(evidence)] == [
         (("p0", "p1"), ("Ada", "Eve"))
     ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(ledgers(), st.data())
+def test_an_owners_near_copies_count_as_one_picture(small: Small, data: st.DataObject) -> None:
+    """None of them is nearer than the farthest that it is nearly the same as; those of others don't matter."""
+    n = len(small.names)
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    chosen = data.draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
+    evidence = small.evidence()
+    for i, j in chosen:
+        evidence._con.execute("INSERT INTO copies VALUES (?, ?, 0.01)", [i, j])
+    function = ValueFunction(k=None, temperature=0.1)
+    evidence.earn("owner-shapley", function)
+    found = {name: credit / UNIT for name, credit in units(evidence).items()}
+
+    near = {i: {j for pair in chosen if i in pair for j in pair} | {i} for i in range(n)}
+    expected: dict[Any, float] = {}
+    for row, quality in zip(small.matches, small.quality, strict=True):
+        distances = dict(row)
+        nearest: dict[Any, float] = {}
+        for i, d in row:
+            for name in holders(small.names[i]):
+                mine = [distances[j] for j in near[i] if j in distances and name in holders(small.names[j])]
+                nearest[name] = min(nearest.get(name, math.inf), max(d, *mine))
+        places = {name: at for at, name in enumerate(nearest)}
+        alone = Small(
+            [[name] for name in nearest], [sorted((places[m], d) for m, d in nearest.items())], [quality]
+        )
+        alone.matches[0].sort(key=lambda pair: pair[1])
+        for name, part in by_definition(alone, "owner-shapley", function).items():
+            expected[name] = expected.get(name, 0.0) + part
+    assert found == pytest.approx({name: expected.get(name, 0.0) for name in found}, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["euclid", "sqeuclid", "cosine"])
+@pytest.mark.parametrize("dim", [48, 300])
+def test_near_copies_are_found_as_by_brute_force(metric: Any, dim: int) -> None:
+    from gmv_qdrant.accounting.near_copies import NEAR, find
+    from gmv_qdrant.method import distances
+
+    random = np.random.default_rng(dim)
+    vectors = random.normal(size=(60, dim)).astype(np.float32) * 7
+    vectors[40:] = vectors[:20] + random.normal(size=(20, dim)) * np.linspace(0, 4, 20)[:, None]
+    lists = [random.permutation(60)[:45] for _ in range(6)]
+    known = random.permutation(np.unique(np.concatenate(lists)))
+
+    def read(keys: np.ndarray) -> np.ndarray:
+        return vectors[keys - 100]
+
+    found = find(read, metric, known + 100, np.repeat(np.arange(6), 45), np.concatenate(lists) + 100)
+    far = sorted(
+        distances(metric, vectors[i], vectors[[j]])[0]
+        for i, j in zip(known, np.roll(known, -1), strict=False)
+    )
+    unit = far[(len(far) - 1) // 2]
+    expected = {}
+    for one in lists:
+        for i in one:
+            for j, d in zip(one, distances(metric, vectors[i], vectors[one]), strict=False):
+                if i < j and d <= NEAR * unit:
+                    expected[100 + i, 100 + j] = d / unit
+    assert 3 < len(expected) < 20
+    rows = {(row["image"], row["other"]): row["distance"] for row in found.to_pylist()}
+    assert rows == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 # -- on a workspace ----------------------------------------------------------------------------------

@@ -124,3 +124,50 @@ def test_a_ledger_that_cannot_be_read_is_a_sentence(made: Path, tmp_path: Path) 
     (found, *_) = workspace.verify()
     assert found.wrong
     assert "changed by hand" in str(found)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE source_history SET owner = 'Eve' WHERE owner = 'Cy'",
+        "DELETE FROM source_history WHERE until IS NOT NULL",
+        "UPDATE runs SET started_at = started_at - INTERVAL 1 DAY WHERE verb = 'value'",
+        "UPDATE calibrations SET temperature = temperature * 1.01 WHERE version = 1",
+    ],
+)
+def test_what_no_run_changes_is_held_against_the_seal_after_later_runs(
+    made: Path, tmp_path: Path, sql: str
+) -> None:
+    shutil.copytree(made / "ws", tmp_path / "ws")
+    workspace = Workspace(tmp_path / "ws")
+    workspace.calibrate(name="later", probes=20)
+    assert not [one for one in workspace.verify() if one.wrong]
+    with workspace.ledger.write() as con:
+        con.execute(sql)
+    assert [one for one in workspace.verify() if one.wrong and "by hand" in one.what]
+
+
+def test_a_run_is_one_since_whatever_the_clocks_say(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "ws", tmp_path / "ws")
+    workspace = Workspace(tmp_path / "ws")
+    workspace.withdraw(owner="Dee")
+    with workspace.ledger.write() as con:
+        con.execute("UPDATE runs SET started_at = TIMESTAMP '2020-01-01' WHERE verb = 'withdraw'")
+    found = [one for one in workspace.verify() if one.payout]
+    assert found
+    assert not any(one.wrong for one in found)
+
+
+def test_near_copies_across_owners_are_claims_in_every_answer(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "ws", tmp_path / "ws")
+    workspace = Workspace(tmp_path / "ws")
+    rows = workspace.payout("100", currency="EUR")
+    (near,) = [claim for claim in rows.payout.claims if len(claim.images) == 3]
+    assert near.names == ("Bay", "Fay")
+    assert any("2 pictures that several owners claim" in note for note in rows.payout.notes)
+    held = workspace.payout("100", currency="EUR", hold=True)
+    mine = [hold for hold in held.payout.holds if hold.images == near.images]
+    before = workspace.payout_record("2026-Q2").payout.holds
+    outstanding = sum(hold.amount for hold in before if hold.images == near.images)
+    assert sum(hold.amount for hold in mine) == near.amount + outstanding
+    assert not any("several owners claim" in note for note in held.payout.notes)

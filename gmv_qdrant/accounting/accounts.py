@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from gmv_qdrant.accounting.evidence import RULES, Evidence
 from gmv_qdrant.accounting.payout import Payout, Terms, compute
 from gmv_qdrant.accounting.periods import Period
 from gmv_qdrant.accounting.records import Record, find_record, read_records, write_record
-from gmv_qdrant.accounting.seal import seal
+from gmv_qdrant.accounting.seal import seal, seal_fixed
 from gmv_qdrant.accounting.why import explained
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
 from gmv_qdrant.files import PAYOUTS
@@ -95,7 +96,7 @@ def _compute(root: Path, source: Readable, terms: Terms, period: Period | None) 
             f"no training image has the attribute {terms.by!r}{did_you_mean(terms.by, [*GROUPS, *known])}: a payout "
             f"goes by {', '.join([*GROUPS, *known])}"
         )
-    evidence = Evidence.of(source, terms.by, terms.batches)
+    evidence = Evidence.of(source, terms.by, terms.batches, root)
     records = read_records(source)
     before = [
         r for r in records if (r.payout.terms.by, r.payout.terms.currency) == (terms.by, terms.currency)
@@ -145,7 +146,13 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
         last_day=period.last.isoformat(),
     )
     at, made_with = utc_now(), versions()
-    facts = {"recorded_at": at.isoformat(), "versions": made_with, "ledger": seal(ledger)}
+    facts: dict[str, Any] = {
+        "recorded_at": at.isoformat(),
+        "versions": made_with,
+        "ledger": seal(ledger),
+        "fixed": seal_fixed(ledger),
+    }
+    facts["runs"] = ledger.query("SELECT run_id FROM runs ORDER BY run_id")["run_id"].to_pylist()
     manifest = write_bundle(root / PAYOUTS / payout.payout_id, payout.document(), evidence, facts)
     kept = Record(payout, at, payout.fingerprint, made_with, manifest)
     with ledger.write() as con:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gmv_qdrant.accounting.evidence import Evidence
@@ -16,10 +16,15 @@ class Claim:
     """Training images that are one picture, and the names that bring them.
 
     images: ids. names: two or more. Of one image, its sources name them; of several, the images are near-copies.
+    amount: what of a payout is in question, in minor units.
     """
 
     images: tuple[str, ...]
     names: tuple[str, ...]
+    amount: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": list(self.images), "names": list(self.names), "amount": self.amount}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,14 @@ class Hold:
 
 
 def find_claims(evidence: Evidence) -> list[Claim]:
-    """Claims in the order of their first image: contents that several names bring, and near-copies across names."""
-    names = _names_of(evidence)
+    """Claims on images that generated images resemble, in the order of their first image.
+
+    They are contents that several names bring, and near-copies across names.
+    """
+    names = _names_of(evidence, "SEMI JOIN matches USING (image)")
     copies = evidence.rows(
         """SELECT a.id AS one, b.id AS other
-        FROM copies c JOIN images a USING (image) JOIN images b ON b.image = c.other ORDER BY one, other"""
+        FROM copies c JOIN images a USING (image) JOIN images b ON b.image = c.other"""
     )
     group = {image: image for image in names}
 
@@ -63,8 +71,8 @@ def find_claims(evidence: Evidence) -> list[Claim]:
     return [claim for claim in found if len(claim.names) > 1]
 
 
-def hold_back(evidence: Evidence, claims: Sequence[Claim], amounts: Mapping[str, int]) -> list[Hold]:
-    """What claims keep back of these amounts: of each, the part that the images in question earned, to the unit."""
+def in_question(evidence: Evidence, claims: Sequence[Claim], amounts: Mapping[str, int]) -> list[Hold]:
+    """What is in question of these amounts: of each, the part that the images in question earned, to the unit."""
     claim_of = {image: number for number, claim in enumerate(claims) for image in claim.images}
     rows = evidence.rows(
         """SELECT n.name, i.id AS image, CAST(sum(units) AS HUGEINT) AS units
@@ -84,6 +92,14 @@ def hold_back(evidence: Evidence, claims: Sequence[Claim], amounts: Mapping[str,
                 if part and number < len(claims)
             ]
     return held
+
+
+def with_amounts(claims: Iterable[Claim], holds: Iterable[Hold]) -> tuple[Claim, ...]:
+    """These claims, with what of a payout is in question."""
+    amounts: defaultdict[tuple[str, ...], int] = defaultdict(int)
+    for hold in holds:
+        amounts[hold.images] += hold.amount
+    return tuple(replace(claim, amount=amounts[claim.images]) for claim in claims)
 
 
 def settle(holds: Iterable[Hold], evidence: Evidence, *, release: bool) -> tuple[list[Hold], dict[str, int]]:
@@ -112,11 +128,11 @@ def merged(holds: Iterable[Hold]) -> tuple[Hold, ...]:
     return tuple(Hold(images, name, amount) for (images, name), amount in sorted(amounts.items()))
 
 
-def _names_of(evidence: Evidence) -> dict[str, set[str]]:
-    """By id of a training image: the names that its sources bear."""
+def _names_of(evidence: Evidence, of: str = "") -> dict[str, set[str]]:
+    """By id of a training image: the names that its sources bear. of: SQL that picks images."""
     found: dict[str, set[str]] = {}
     for row in evidence.rows(
-        "SELECT i.id, n.name FROM holders JOIN names n USING (id) JOIN images i USING (image)"
+        f"SELECT i.id, n.name FROM (FROM holders {of}) JOIN names n USING (id) JOIN images i USING (image)"
     ):
         found.setdefault(row["id"], set()).update({row["name"]} - {None})
     return found

@@ -47,11 +47,26 @@ WITH players AS (
 SELECT generated, coalesce(h.id, 0) AS id, p.image, p.rank, p.units // coalesce(h.holders, 1) AS units
 FROM parts p LEFT JOIN holders h USING (image);
 
+-- Near-copies that one holder has count as one picture: none of them is nearer than the farthest that it is nearly the same as.
+CREATE MACRO _as_one(k, relative) AS TABLE
+WITH near AS (
+    SELECT generated, id, rank, image, distance FROM _scaled(k, relative) JOIN holders USING (image)
+), twins AS (
+    SELECT image, other FROM copies UNION SELECT other, image FROM copies
+), among AS (
+    FROM near SEMI JOIN twins USING (image)
+), farthest AS (
+    SELECT generated, id, a.image, max(b.distance) AS distance
+    FROM among a JOIN twins USING (image) JOIN among b USING (generated, id) WHERE b.image = other GROUP BY ALL
+)
+SELECT generated, id, rank, greatest(n.distance, coalesce(f.distance, 0e0)) AS distance
+FROM near n LEFT JOIN farthest f USING (generated, id, image);
+
 -- Shapley value of v(S) = quality * max over the images held by S of exp(-distance / temperature), relative to the best:
 -- of each holder the nearest image counts. Nobody, at null_distance, plays along and has the id 0.
 CREATE MACRO owner_shapley(k, temperature, quality_weighted, null_distance, relative) AS TABLE
 WITH players AS (
-    SELECT generated, id, min(rank) AS rank, min(distance) AS distance FROM _scaled(k, relative) JOIN holders USING (image)
+    SELECT generated, id, arg_min(rank, {d: distance, r: rank}) AS rank, min(distance) AS distance FROM _as_one(k, relative)
     GROUP BY generated, id
     UNION ALL
     SELECT generated, 0, NULL, CAST(null_distance AS DOUBLE) FROM generated WHERE null_distance IS NOT NULL
@@ -68,45 +83,17 @@ WITH players AS (
 SELECT generated, p.id, m.image, rank, CAST(part AS HUGEINT) * quality // 1152921504606846976 AS units
 FROM parts p JOIN _qualities(quality_weighted) USING (generated) LEFT JOIN matches m USING (generated, rank);
 
--- What one of the two rules gave; the ids of those who are paid nothing; 4,096 equally likely exponential weights.
+-- What one of the two rules gave; the ids of those who are paid nothing.
 CREATE TABLE earned (generated INTEGER, id INTEGER, image INTEGER, rank INTEGER, units HUGEINT);
 CREATE TABLE excluded (id INTEGER);
-CREATE TABLE weights (number INTEGER, weight BIGINT);
 
--- 95 % intervals of shares of the credit, in 2^-40: a bootstrap over the generated images with exponential weights. One
--- image more is imagined, which gives a name nothing for ``low``, and for ``high`` the larger of the name's largest credit
--- of one image and the 90 % quantile of all such credits: what the next image may bring. Images are shuffled by content
--- into at most 1,000 blocks, and a block is weighed as one. The row with the id NULL is that of a name without credit.
+-- 95 % intervals of shares of the credit, in 2^-40 (ledger/intervals.sql). The row with the id NULL is that of a name without
+-- credit.
+CREATE VIEW single AS
+SELECT id, CAST(sum(units) AS DOUBLE) / 1152921504606846976e0 AS x FROM earned ANTI JOIN excluded USING (id) GROUP BY generated, id;
+CREATE VIEW given AS
+SELECT CAST((SELECT count(*) FROM generated) AS DOUBLE) AS m, CAST(sum(units) AS DOUBLE) / 1152921504606846976e0 AS most
+FROM earned ANTI JOIN excluded USING (id);
 CREATE VIEW intervals AS
-WITH blocks AS (
-    SELECT generated, row_number() OVER (ORDER BY md5(concat_ws(' ', sha256, batch, uri)), generated) % 1000 AS block FROM generated
-), single AS (
-    SELECT generated, id, CAST(sum(units) >> 30 AS BIGINT) AS credit FROM earned ANTI JOIN excluded USING (id)
-    GROUP BY generated, id
-), typical AS (
-    SELECT coalesce(quantile_disc(credit, 0.9) FILTER (credit > 0), 0) AS next,
-           CAST(sum(credit) // (SELECT count(*) FROM generated) AS BIGINT) AS mean FROM single
-), largest AS (
-    SELECT id, greatest(max(credit), any_value(next)) AS next FROM single, typical GROUP BY id
-    UNION ALL
-    SELECT NULL, next FROM typical
-), grouped AS (
-    SELECT block, id, CAST(sum(credit) AS BIGINT) AS credit FROM single JOIN blocks USING (generated) GROUP BY block, id
-), draws AS MATERIALIZED (
-    SELECT replicate, block, weight
-    FROM range(400) AS r(replicate) CROSS JOIN (SELECT DISTINCT block FROM blocks UNION ALL SELECT -1)
-    JOIN weights ON number = CAST(md5_number_lower(concat_ws(' ', replicate, block)) % 4096 AS INTEGER)
-), totals AS (
-    SELECT replicate, sum(weight * credit) AS total
-    FROM draws JOIN (SELECT block, sum(credit) AS credit FROM grouped GROUP BY block UNION ALL SELECT -1, mean FROM typical)
-    USING (block) GROUP BY replicate
-), drawn AS (
-    SELECT replicate, id, sum(weight * credit) AS credit FROM grouped JOIN draws USING (block) GROUP BY replicate, id
-), outcomes AS (
-    SELECT l.id, (coalesce(d.credit, 0) << 40) // total AS low,
-           ((coalesce(d.credit, 0) + weight * next) << 40) // total AS high
-    FROM largest l CROSS JOIN totals t JOIN draws w ON w.replicate = t.replicate AND w.block = -1
-    LEFT JOIN drawn d ON d.replicate = t.replicate AND d.id = l.id
-    WHERE total > 0
-)
-SELECT id, quantile_disc(low, 0.025) AS low, quantile_disc(high, 0.975) AS high FROM outcomes GROUP BY id;
+SELECT id, CAST(floor(low / most * 1099511627776e0) AS BIGINT) AS low, CAST(ceil(high / most * 1099511627776e0) AS BIGINT) AS high
+FROM _gmv_bounds('single', 'given', 1.959963984540054e0), given WHERE most > 0;

@@ -1,4 +1,4 @@
-"""The evidence of a payout: four tables in an order of their own, their fingerprints, and credit in exact units.
+"""The evidence of a payout: six tables in an order of their own, their fingerprints, and credit in exact units.
 
 Nothing here knows a key of the ledger, a machine, or the order in which images were taken in and valued: the same
 contents give the same tables, the same SHA-256 and the same units everywhere.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gmv_qdrant.accounting.near_copies import SCHEMA, near_copies
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Readable, literal
 from gmv_qdrant.ledger.queries import ValueFunction
+from gmv_qdrant.ledger.schema import intervals
 
 UNIT = 2**60
 """Units of credit that a generated image of quality 1 has to give."""
@@ -32,10 +34,15 @@ COLUMNS = {
     "generated": "batch, uri, sha256, quality",
     "images": "id, sha256",
     "sources": "image, uri, name, licence",
+    "history": "image, uri, name, licence, place, current",
     "matches": "generated, rank, image, distance",
     "copies": "image, other, distance",
 }
-"""What is paid by. ``generated``, ``image`` and ``other`` are row numbers, from 0, in ``generated`` and ``images``."""
+"""What is paid by. ``generated``, ``image`` and ``other`` are row numbers, from 0, in ``generated`` and ``images``.
+
+history: what each source has said, in its order (``place``, from 1), and whether it says so now (``current``, 0 or 1):
+an order and no times, which differ where the same was taken in elsewhere. copies: see `near_copies`.
+"""
 
 _FROM_LEDGER = {
     "generated": """
@@ -45,6 +52,8 @@ _FROM_LEDGER = {
         SELECT training_key, point_id AS id, content_hash AS sha256 FROM training WHERE version_withdrawn IS NULL""",
     "sources": """
         SELECT training_key, uri, {name} AS name, licence FROM sources""",
+    "history": """
+        SELECT training_key, uri, {name} AS name, licence, since, until IS NULL AS current FROM source_history""",
     "matches": """
         SELECT generated_key, training_key, rank, distance FROM matches JOIN generated USING (generated_key)
         WHERE NOT control AND ({batches} IS NULL OR list_contains({batches}, batch))""",
@@ -57,10 +66,18 @@ _IN_ORDER = """
     CREATE TABLE sources AS
     SELECT image, uri, name, licence FROM of_sources JOIN images USING (training_key)
     ORDER BY image, uri, name NULLS LAST, licence NULLS LAST;
+    CREATE TABLE history AS
+    SELECT image, uri, name, licence, CAST(row_number() OVER said AS INTEGER) AS place,
+           CAST(current AS INTEGER) AS current
+    FROM of_history JOIN images USING (training_key)
+    WINDOW said AS (PARTITION BY image, uri ORDER BY since, current, name NULLS LAST, licence NULLS LAST)
+    ORDER BY image, uri, place;
     CREATE TABLE matches AS
     SELECT generated, CAST(rank AS INTEGER) AS rank, image, distance
     FROM of_matches JOIN generated USING (generated_key) JOIN images USING (training_key) ORDER BY generated, rank;
-    CREATE TABLE copies (image INTEGER, other INTEGER, distance DOUBLE);
+    CREATE TABLE copies AS
+    SELECT least(a.image, b.image) AS image, greatest(a.image, b.image) AS other, distance
+    FROM of_copies c JOIN images a ON a.training_key = c.image JOIN images b ON b.training_key = c.other ORDER BY ALL;
     ALTER TABLE generated DROP generated_key;
     ALTER TABLE images DROP training_key;
 """
@@ -69,14 +86,19 @@ _IN_ORDER = """
 class Evidence:
     """The tables of `COLUMNS` in a DuckDB of their own, with credit in units for each generated image."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, *, knows_copies: bool = True) -> None:
         self._con = con
         self._earned = ""
+        self.knows_copies = knows_copies
+        """False where near-copies couldn't be looked for."""
 
     @classmethod
-    def of(cls, source: Readable, field: str, batches: Sequence[str] | None = None) -> Evidence:
+    def of(
+        cls, source: Readable, field: str, batches: Sequence[str] | None = None, root: Path | None = None
+    ) -> Evidence:
         """What a ledger holds today, for payouts by ``field``, of these batches or of all.
 
+        root: the workspace, whose vectors say which images are near-copies; without it the table ``copies`` is empty.
         Raises `SettingsError` for a batch that there isn't, and names those there are.
         """
         known = source.query("SELECT DISTINCT batch FROM generated WHERE NOT control ORDER BY batch")["batch"]
@@ -85,11 +107,13 @@ class Evidence:
         con = duckdb.connect(":memory:")
         for name, sql in _FROM_LEDGER.items():
             con.register(f"of_{name}", source.query(sql.format(name=_name_by(field), batches=listed)))
+        copies = near_copies(root, source, listed) if root else None
+        con.register("of_copies", SCHEMA.empty_table() if copies is None else copies)
         con.execute(_IN_ORDER)
-        for name in _FROM_LEDGER:
+        for name in (*_FROM_LEDGER, "copies"):
             con.unregister(f"of_{name}")
         con.execute(_credit_sql())
-        return cls(con)
+        return cls(con, knows_copies=copies is not None)
 
     @classmethod
     def of_tables(cls, tables: dict[str, pa.Table]) -> Evidence:
@@ -174,18 +198,8 @@ class Evidence:
 
     def intervals(self) -> dict[int | None, tuple[int, int]]:
         """By id: the 95 % interval of its share of the credit, in 2^-40; None is any name without credit."""
-        if not self.rows("FROM weights LIMIT 1"):
-            self._con.execute(
-                "INSERT INTO weights SELECT unnest(range(4096)), unnest(?::BIGINT[])", [exponential_weights()]
-            )
         found = {row["id"]: (int(row["low"]), int(row["high"])) for row in self.rows("FROM intervals")}
         return {None: (0, 0), **found}
-
-
-@cache
-def exponential_weights() -> list[int]:
-    """4,096 equally likely whole numbers, in 2^-10: an exponential distribution with mean 1, the same everywhere."""
-    return [int(-(Decimal(2 * i + 1) / 8192).ln() * 1024 + Decimal("0.5")) for i in range(4096)]
 
 
 def digest(table: pa.Table) -> str:
@@ -236,4 +250,4 @@ def _refuse_unknown(batches: Sequence[str], known: Sequence[str]) -> None:
 
 @cache
 def _credit_sql() -> str:
-    return files(__package__).joinpath("credit.sql").read_text(encoding="utf-8")
+    return intervals() + files(__package__).joinpath("credit.sql").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gmv_qdrant.accounting.claims import Hold, find_claims, hold_back, merged, settle
+from gmv_qdrant.accounting.claims import Claim, Hold, find_claims, in_question, merged, settle, with_amounts
 from gmv_qdrant.accounting.evidence import NOBODY, UNIT, Evidence
 from gmv_qdrant.accounting.money import Currency, allocate
 from gmv_qdrant.accounting.names import alike, spelt_out
@@ -83,6 +83,7 @@ class Payout:
     training_version: int
     evidence: Mapping[str, str]
     lines: tuple[Line, ...]
+    claims: tuple[Claim, ...] = ()
     holds: tuple[Hold, ...] = ()
     notes: tuple[str, ...] = ()
     previous: str | None = None
@@ -116,6 +117,7 @@ class Payout:
             "exclusions": [{"name": name, "reason": why} for name, why in terms.exclusions.items()],
             "hold": terms.hold,
             "release": terms.release,
+            "claims": [claim.as_dict() for claim in self.claims],
             "holds": [hold.as_dict() for hold in self.holds],
             "notes": list(self.notes),
             "previous": self.previous,
@@ -182,7 +184,9 @@ def compute(
         )
     evidence.earn(terms.rule, terms.function)
     lines = _lines(evidence, terms)
-    held = hold_back(evidence, find_claims(evidence), _amounts(lines)) if terms.hold else []
+    found = find_claims(evidence)
+    doubtful = in_question(evidence, found, _amounts(lines))
+    claims, held = with_amounts(found, doubtful), doubtful if terms.hold else []
     outstanding, released = settle(previous.holds if previous else (), evidence, release=terms.release)
     _bring_forward(lines, previous.lines if previous else (), released, held)
     return Payout(
@@ -192,8 +196,9 @@ def compute(
         training_version=training_version,
         evidence=evidence.fingerprints(),
         lines=tuple(sorted((_settled(line, terms) for line in lines.values()), key=_order)),
+        claims=claims,
         holds=merged([*outstanding, *held]),
-        notes=tuple(_notes(lines)),
+        notes=(*_notes(lines), *_said_of_claims(claims, terms, evidence.knows_copies)),
         previous=previous.fingerprint if previous else None,
     )
 
@@ -285,3 +290,21 @@ def _notes(lines: Lines) -> list[str]:
         "one name in the metadata and run 'gmv-qdrant ingest --reassign'"
         for group in found
     ]
+
+
+def _said_of_claims(claims: Sequence[Claim], terms: Terms, knows_copies: bool) -> list[str]:
+    """What is in question and paid all the same, and whether near-copies could be looked for."""
+    said = []
+    amount = sum(claim.amount for claim in claims)
+    if amount and not terms.hold:
+        pictures = "a picture" if len(claims) == 1 else f"{len(claims):,} pictures"
+        said.append(
+            f"{terms.currency.text(amount)} was earned by {pictures} that several {terms.by}s claim (equal contents, "
+            "or near-copies): 'payout --hold' keeps it back until their sources say whose they are"
+        )
+    if not knows_copies:
+        said.append(
+            "near-copies weren't looked for, because this workspace keeps no re-rank vectors: only equal contents "
+            "are known to be claimed"
+        )
+    return said

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from gmv_qdrant.accounting.claims import Hold
+from gmv_qdrant.accounting.claims import Claim, Hold
 from gmv_qdrant.accounting.money import Currency
 from gmv_qdrant.accounting.payout import Line, Payout, Terms
 from gmv_qdrant.errors import SettingsError, did_you_mean
@@ -115,6 +115,7 @@ def _row(record: Record) -> dict[str, Any]:
         "exclusions": json.dumps([{"name": name, "reason": why} for name, why in terms.exclusions.items()]),
         "hold": terms.hold,
         "release": terms.release,
+        "claims": json.dumps([claim.as_dict() for claim in payout.claims]),
         "holds": json.dumps([hold.as_dict() for hold in payout.holds]),
         "notes": json.dumps(list(payout.notes)),
         "previous": payout.previous,
@@ -157,6 +158,10 @@ def _record(row: dict[str, Any], lines: list[Line]) -> Record:
         training_version=row["training_version"],
         evidence=json.loads(row["evidence"]),
         lines=tuple(lines),
+        claims=tuple(
+            Claim(tuple(one["images"]), tuple(one["names"]), one["amount"])
+            for one in json.loads(row["claims"])
+        ),
         holds=tuple(
             Hold(tuple(one["images"]), one["name"], one["amount"]) for one in json.loads(row["holds"])
         ),

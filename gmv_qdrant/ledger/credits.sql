@@ -3,10 +3,6 @@
 -- Names that begin with _gmv_ are for the macros' own use. The comments before the others are kept in the file.
 -- All take the arguments of `contributions`; as_of only moves credit among names.
 
-CREATE OR REPLACE MACRO _gmv_fixed(x) AS CAST(x * 1152921504606846976.0 AS HUGEINT);
-CREATE OR REPLACE MACRO _gmv_fixed_small(x) AS CAST(x * 1152921504606846976.0 AS BIGINT);  -- |x| < 8, and faster
-CREATE OR REPLACE MACRO _gmv_floating(total) AS CAST(total AS DOUBLE) / 1152921504606846976.0;
-
 -- Refused in a sentence; a good value costs nothing.
 CREATE OR REPLACE MACRO _gmv_above_zero(temperature) AS
     CASE WHEN temperature > 0 THEN CAST(temperature AS DOUBLE)
@@ -299,32 +295,7 @@ FROM _gmv_images(as_of) t LEFT JOIN sums s USING (training_key)
 UNION ALL
 SELECT NULL, NULL, '(nobody)', NULL, NULL, coalesce(max(value), 0.0), 0, true FROM sums WHERE training_key = -1 HAVING _gmv_null(null_distance, calibration) IS NOT NULL;
 
--- The standard normal quantile of p from 0.5 to 1, to 1e-9 (Acklam's approximation).
-CREATE OR REPLACE MACRO _gmv_tail(t) AS
-    -(((((-7.784894002430293e-3 * t - 3.223964580411365e-1) * t - 2.400758277161838) * t - 2.549732539343734) * t + 4.374664141464968) * t + 2.938163982698783)
-    / ((((7.784695709041462e-3 * t + 3.224671290700398e-1) * t + 2.445134137142996) * t + 3.754408661907416) * t + 1);
-CREATE OR REPLACE MACRO _gmv_middle(r, q) AS
-    (((((-3.969683028665376e+1 * r + 2.209460984245205e+2) * r - 2.759285104469687e+2) * r + 1.383577518672690e+2) * r - 3.066479806614716e+1) * r + 2.506628277459239) * q
-    / (((((-5.447609879822406e+1 * r + 1.615858368580409e+2) * r - 1.556989798598866e+2) * r + 6.680131188771972e+1) * r - 1.328068155288572e+1) * r + 1);
-CREATE OR REPLACE MACRO _gmv_normal_quantile(p) AS
-    CASE WHEN p > 0.97575 THEN _gmv_tail(sqrt(-2 * ln(1 - p))) ELSE _gmv_middle((p - 0.5) * (p - 0.5), p - 0.5) END;
-
--- A quantile of n numbers' mean under random exponential weights, of which the sums of their first three powers are given: of
--- the distribution with the same mean, variance and skewness (Wilson and Hilferty's approximation). z: a normal quantile.
-CREATE OR REPLACE MACRO _gmv_cubed(skew, z) AS
-    2 / skew * (pow(greatest(1 - skew * skew / 36 + skew * z / 6, 0), 3) - 1);
-CREATE OR REPLACE MACRO _gmv_weighed(mean, variance, third, z) AS
-    mean + sqrt(variance) * CASE WHEN abs(third) < 1e-4 * pow(variance, 1.5) THEN z
-    ELSE _gmv_cubed(least(greatest(third / pow(variance, 1.5), -2), 2), z) END;
-CREATE OR REPLACE MACRO _gmv_mean_quantile(n, one, two, three, z) AS
-    CASE WHEN two - one * one / n <= 1e-12 * two THEN one / n
-    ELSE _gmv_weighed(one / n, (two - one * one / n) / (n * (n + 1)),
-                      2 * (three - 3 * one * two / n + 2 * pow(one, 3) / (n * n)) / (n * (n + 1) * (n + 2)), z) END;
-
--- Intervals of credit: what the same generator, asked for as many other images, would give each name. A bootstrap over the
--- generated images with exponential weights, in closed form, with two halves of an image that is still to come: one gives the
--- name nothing, the other the larger of its largest credit of one image and 1.5 times the mean size that a unit of credit
--- comes in.
+-- Intervals of credit: what the same generator, asked for as many other images, would give each name.
 -- level: in percent, or below 1 a fraction. rule: 'shares' or 'owner-shapley'. The others are those of credits.
 CREATE OR REPLACE MACRO credit_intervals(field := 'owner', level := 95, rule := 'shares', k := 30, temperature := 1.0, quality_weighted := true, batch := NULL, null_distance := NULL, relative := false, as_of := NULL, calibration := NULL) AS TABLE
 WITH held AS MATERIALIZED (
@@ -340,27 +311,16 @@ WITH held AS MATERIALIZED (
     SELECT generated_key, id, _gmv_quality(quality, quality_weighted) * share
     FROM _gmv_airport('held', k, _gmv_temperature(temperature, calibration), batch, _gmv_null(null_distance, calibration), _gmv_relative(relative, calibration)) JOIN _gmv_credited(batch) USING (generated_key)
     WHERE rule = 'owner-shapley'
-), powers AS MATERIALIZED (
-    SELECT id, _gmv_floating(sum(_gmv_fixed_small(x))) AS one, _gmv_floating(sum(_gmv_fixed_small(x * x))) AS two,
-           _gmv_floating(sum(_gmv_fixed_small(x * x * x))) AS three, max(x) AS largest
-    FROM credit GROUP BY id
-), typical AS (
-    SELECT _gmv_floating(sum(_gmv_fixed(two))) / nullif(_gmv_floating(sum(_gmv_fixed(one))), 0) AS size FROM powers
 ), images AS (
-    SELECT CAST(count(*) AS DOUBLE) AS m, _gmv_floating(sum(_gmv_fixed_small(_gmv_quality(quality, quality_weighted)))) AS most,
-           any_value(_gmv_normal_quantile(0.5 + (CASE WHEN level > 1 THEN level / 100.0 ELSE level END) / 2)) AS z
+    SELECT CAST(count(*) AS DOUBLE) AS m, _gmv_floating(sum(_gmv_fixed_small(_gmv_quality(quality, quality_weighted)))) AS most
     FROM _gmv_credited(batch)
 ), names AS (
     SELECT DISTINCT id, name FROM held UNION ALL SELECT 0, '(nobody)' WHERE _gmv_null(null_distance, calibration) IS NOT NULL
-), next AS (
-    SELECT name, id, coalesce(one, 0) AS one, coalesce(two, 0) AS two, coalesce(three, 0) AS three, m, most, z,
-           greatest(coalesce(largest, 0), least(1.5 * coalesce(size, 0), 1)) AS x
-    FROM names LEFT JOIN powers USING (id), typical, images
+), bounds AS MATERIALIZED (
+    FROM _gmv_bounds('credit', 'images', _gmv_normal_quantile(0.5 + (CASE WHEN level > 1 THEN level / 100.0 ELSE level END) / 2))
 )
-SELECT name, least(one, greatest(0, m * _gmv_mean_quantile(m + 1, one + x / 2, two + x * x / 2, three + x * x * x / 2, -z))) AS low,
-       greatest(one, least(most, m * _gmv_mean_quantile(m + 1, one + x / 2, two + x * x / 2, three + x * x * x / 2, z))) AS high,
-       id = 0 AS nobody
-FROM next;
+SELECT name, coalesce(b.low, z.low) AS low, coalesce(b.high, z.high) AS high, n.id = 0 AS nobody
+FROM names n LEFT JOIN bounds b USING (id) JOIN bounds z ON z.id IS NULL;
 
 -- How near each generated image comes to its nearest training image, and how unusual that is. p_value: the share of the
 -- control images that come at least as near, one added to both (NULL without a control set). q_value: Benjamini and

@@ -24,8 +24,14 @@ def tables() -> str:
 @cache
 def macros() -> str:
     """SQL that makes views and macros, with a comment on each that people are to use."""
-    sql = _read("credits.sql")
+    sql = intervals() + _read("credits.sql")
     return sql + "\n".join(_comments_of_macros(sql))
+
+
+@cache
+def intervals() -> str:
+    """SQL that makes those macros that payouts need, too: exact sums, and intervals of them."""
+    return _read("intervals.sql")
 
 
 @cache

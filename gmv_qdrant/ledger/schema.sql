@@ -145,6 +145,7 @@ CREATE TABLE payouts (
     exclusions       JSON NOT NULL,            -- names that were paid nothing, with the reason
     hold             BOOLEAN NOT NULL,         -- amounts in question were kept back
     release          BOOLEAN NOT NULL,         -- amounts kept back before were given back
+    claims           JSON NOT NULL,            -- what several names claim: images, names, and the amount in question
     holds            JSON NOT NULL,            -- what is kept back, by claim and name
     notes            JSON NOT NULL,            -- what was warned of
     previous         VARCHAR,                  -- fingerprint of the payout before, whose balances this one brings forward

@@ -27,10 +27,17 @@ SCRIPT = Path(__file__).resolve().parents[1] / "verify_payout.py"
 
 
 def tables(generated: int, candidates: int, training: int, owners: int) -> dict[str, pa.Table]:
-    """Random evidence: ``generated`` x ``candidates`` matches."""
+    """Random evidence: ``generated`` x ``candidates`` matches; one image in a hundred has a near-copy."""
     random = np.random.default_rng(0)
     owner = random.integers(owners, size=training)
     distances = np.sort(random.uniform(0.2, 0.6, (generated, candidates)), axis=1)
+    told = {
+        "image": np.arange(training, dtype=np.int32),
+        "uri": [f"{i}.png" for i in range(training)],
+        "name": [f"owner {i:06d}" for i in owner],
+        "licence": pa.nulls(training, pa.string()),
+    }
+    once, near = np.ones(training, np.int32), np.arange(0, training - 1, 100, dtype=np.int32)
     return {
         "generated": pa.table(
             {
@@ -43,14 +50,8 @@ def tables(generated: int, candidates: int, training: int, owners: int) -> dict[
         "images": pa.table(
             {"id": [f"{i:036d}" for i in range(training)], "sha256": [f"{i:064x}" for i in range(training)]}
         ),
-        "sources": pa.table(
-            {
-                "image": np.arange(training, dtype=np.int32),
-                "uri": [f"{i}.png" for i in range(training)],
-                "name": [f"owner {i:06d}" for i in owner],
-                "licence": pa.nulls(training, pa.string()),
-            }
-        ),
+        "sources": pa.table(told),
+        "history": pa.table({**told, "place": once, "current": once}),
         "matches": pa.table(
             {
                 "generated": np.repeat(np.arange(generated, dtype=np.int32), candidates),
@@ -59,13 +60,7 @@ def tables(generated: int, candidates: int, training: int, owners: int) -> dict[
                 "distance": distances.ravel(),
             }
         ),
-        "copies": pa.table(
-            {
-                "image": pa.array([], pa.int32()),
-                "other": pa.array([], pa.int32()),
-                "distance": pa.array([], pa.float64()),
-            }
-        ),
+        "copies": pa.table({"image": near, "other": near + 1, "distance": np.full(len(near), 0.05)}),
     }
 
 

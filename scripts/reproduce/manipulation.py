@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant.accounting.evidence import Evidence
+from gmv_qdrant.accounting.near_copies import find
 from gmv_qdrant.ledger.queries import ValueFunction
 
 OWNERS, GENERATED, CANDIDATES = 20, 300, 200
@@ -73,7 +74,18 @@ def credits(here: World, names: set[str]) -> dict[str, float]:
     near = np.argsort(distances, axis=1, kind="stable")[:, :CANDIDATES]
     m, n = len(here.generated), len(here.images)
     sources = [(row, name) for row, held in enumerate(here.owners) for name in held]
-    texts, none = [f"{i:05d}" for i in range(max(m, n))], pa.array([], pa.int32())
+    texts = [f"{i:05d}" for i in range(max(m, n))]
+    told = {
+        "image": pa.array([row for row, _ in sources], pa.int32()),
+        "uri": [f"{row}-{name}" for row, name in sources],
+        "name": [name for _, name in sources],
+        "licence": pa.nulls(len(sources), pa.string()),
+    }
+    once = pa.array([1] * len(sources), pa.int32())
+    shuffled = np.random.default_rng(0).permutation(np.unique(near))
+    copies = find(
+        lambda rows: here.images[rows], "euclid", shuffled, np.repeat(np.arange(m), CANDIDATES), near.ravel()
+    )
     evidence = Evidence.of_tables(
         {
             "generated": pa.table(
@@ -85,14 +97,8 @@ def credits(here: World, names: set[str]) -> dict[str, float]:
                 }
             ),
             "images": pa.table({"id": texts[:n], "sha256": texts[:n]}),
-            "sources": pa.table(
-                {
-                    "image": pa.array([row for row, _ in sources], pa.int32()),
-                    "uri": [f"{row}-{name}" for row, name in sources],
-                    "name": [name for _, name in sources],
-                    "licence": pa.nulls(len(sources), pa.string()),
-                }
-            ),
+            "sources": pa.table(told),
+            "history": pa.table({**told, "place": once, "current": once}),
             "matches": pa.table(
                 {
                     "generated": pa.array(np.repeat(np.arange(m), CANDIDATES), pa.int32()),
@@ -101,7 +107,7 @@ def credits(here: World, names: set[str]) -> dict[str, float]:
                     "distance": np.take_along_axis(distances, near, axis=1).ravel(),
                 }
             ),
-            "copies": pa.table({"image": none, "other": none, "distance": pa.array([], pa.float64())}),
+            "copies": copies,
         }
     )
     found = {}
