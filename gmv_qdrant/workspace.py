@@ -6,25 +6,22 @@ the ledger.
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 import json
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import duckdb
-import pyarrow as pa
 
 from gmv_qdrant import folder, notebook
-from gmv_qdrant.errors import LedgerLocked, SettingsError, SourceError, StoreError, did_you_mean
+from gmv_qdrant.errors import LedgerLocked, SettingsError
+from gmv_qdrant.keywords import ValueOptions, checked_keywords
 from gmv_qdrant.ledger import queries
 from gmv_qdrant.ledger.database import PUBLISHED, Ledger, Readable
 from gmv_qdrant.ledger.names import Image
 from gmv_qdrant.ledger.publish import Published
 from gmv_qdrant.ledger.queries import ValueFunction
-from gmv_qdrant.ledger.runs import Run, recorded
 from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.settings import IMMUTABLE_SETTINGS, SettingOptions, Settings, with_preset
 
@@ -32,73 +29,14 @@ if TYPE_CHECKING:
     from gmv_qdrant.accounting.money import Money
     from gmv_qdrant.accounting.payout import PayoutRows
     from gmv_qdrant.accounting.verify import Discrepancy
-    from gmv_qdrant.images.census import Census
-    from gmv_qdrant.images.sources import Sources
-    from gmv_qdrant.pipeline.assembly import Assembly
     from gmv_qdrant.pipeline.check import Finding
+    from gmv_qdrant.pipeline.lookup import Lookup
+    from gmv_qdrant.pipeline.runs import Runs
     from gmv_qdrant.pipeline.streams import Progress
     from gmv_qdrant.report.figures import Figure
     from gmv_qdrant.web.server import Served
 
 Relation = duckdb.DuckDBPyRelation
-T = TypeVar("T")
-
-
-class ValueOptions(TypedDict, total=False):
-    """How evidence becomes values: the fields of `ValueFunction`, or the name that `calibrate` kept one under."""
-
-    k: int | None
-    temperature: float | None
-    calibration: str | None
-    quality_weighted: bool
-    batch: str | None
-    null_distance: float | None
-    relative: bool
-    as_of: str | None
-
-
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(ValueFunction)}
-"""Of `ValueOptions`; a setting's is None, "not given"."""
-
-
-def checked_keywords(workspace: type[T]) -> type[T]:
-    """A misspelt keyword of a verb is a `SettingsError` that names the near one; signatures show all of them."""
-    for name, member in list(vars(workspace).items()):
-        method = member.__func__ if isinstance(member, classmethod) else member
-        if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
-            checked = _checked(method)
-            setattr(workspace, name, classmethod(checked) if isinstance(member, classmethod) else checked)
-    return workspace
-
-
-def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(method)
-    shown = []
-    for parameter in signature.parameters.values():
-        if (
-            parameter.kind is inspect.Parameter.VAR_KEYWORD
-        ):  # Unpack[a TypedDict]: each of its names is an option
-            kinds = get_type_hints(get_args(parameter.annotation)[0])
-            shown += [
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=kind
-                )
-                for name, kind in kinds.items()
-            ]
-        else:
-            shown.append(parameter)
-    known = [parameter.name for parameter in shown]
-
-    @functools.wraps(method)
-    def called(*args: Any, **options: Any) -> Any:
-        for name in options:
-            if name not in known:
-                verb = method.__name__ if method.__name__ != "__init__" else "Workspace"
-                raise SettingsError(f"{verb}() has no option {name!r}{did_you_mean(name, known)}")
-        return method(*args, **options)
-
-    called.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    return called
 
 
 class Explained(NamedTuple):
@@ -133,8 +71,6 @@ class Workspace:
         self.settings = folder.settings_of(self.path, known, {**settings})
         self._progress = progress
         notebook.register()
-        self._memory = duckdb.connect(":memory:")  # relations live here
-        self._memory.execute("SET GLOBAL TimeZone = 'UTC'")
 
     def __repr__(self) -> str:
         held = queries.counts(self.published)
@@ -182,10 +118,12 @@ class Workspace:
 
         Without a server it opens no network.
         """
+        from gmv_qdrant.vectors.status import store_status
+
         return {
             "workspace": {"path": str(self.path), **self.settings.evidence()},
             **queries.counts(self.published),
-            "store": self._store_status(),
+            "store": store_status(self.path, self.settings, self.published.meta()),
             "search": self._search(),
             "runs": queries.last_runs(self.published),
         }
@@ -220,40 +158,17 @@ class Workspace:
         update: bring all evidence to the new training set at the end, so that credits are exact.
         Raises `SourceError` for a path that is missing or holds no image.
         """
-        from gmv_qdrant.images.sources import open_sources
-        from gmv_qdrant.pipeline.ingest import ingest
+        from gmv_qdrant.pipeline.intake import take_in
 
-        self._refuse_adopted("add images where it is filled, and then run 'gmv-qdrant adopt' again")
-
-        allow = list(self.settings.allow)
-
-        def run_once(names: list[str], owner: str | None, only: frozenset[str] | None) -> dict[str, Any]:
-            records = open_sources(names, owner=owner, only=only, allowed=allow)
-            total, told = self._planned(records)
-            with self._run("ingest", paths=names, owner=owner, allow=allow) as parts:
-                parts.progress.phase("ingest", total)
-                embed = parts.training_engine()
-                ingest(
-                    records,
-                    parts.run,
-                    self.ledger,
-                    parts.spaces,
-                    embed,
-                    parts.progress,
-                    readmit=readmit,
-                    reassign=reassign,
-                )
-                parts.run.counts["without_owner"] = records.census.without_owner
-                parts.run.resolve(records.census.whole)
-                _tell(records.census, parts, told)
-                if update:
-                    self._update(parts)
-            return parts.run.summary() | records.census.summary(parts.run.counts["quarantined"])
-
-        if not retry_quarantined:
-            return run_once(_whole_names(paths), owner, None)
-        _refuse(paths or owner, "owner and paths are those of the ingests that failed")
-        return self._retry("ingest", lambda request, only: run_once(request["paths"], request["owner"], only))
+        return take_in(
+            self._runs,
+            paths,
+            owner=owner,
+            readmit=readmit,
+            reassign=reassign,
+            retry=retry_quarantined,
+            update=update,
+        )
 
     def value(
         self,
@@ -269,60 +184,16 @@ class Workspace:
         image (held out, or of another collection); they earn no credit, and say how near strangers come.
         retry_quarantined: in place of paths, the inputs in quarantine from earlier runs, each under its batch.
         """
-        from gmv_qdrant.images.sources import open_sources
-        from gmv_qdrant.pipeline.training_vectors import missing_rows
-        from gmv_qdrant.pipeline.value import require_training_images, value
+        from gmv_qdrant.pipeline.intake import find_all_evidence
 
-        allow = list(self.settings.allow)
-
-        def run_once(
-            names: list[str], batch: str, control: bool, only: frozenset[str] | None
-        ) -> dict[str, Any]:
-            records = open_sources(names, only=only, allowed=allow)
-            total, told = self._planned(records)
-            require_training_images(self.published)
-            with self._run("value", paths=names, batch=batch, control=control, allow=allow) as parts:
-                progress = parts.progress
-                if total and (
-                    most := missing_rows(self.ledger, parts.spaces, total, self.settings.candidates)
-                ):
-                    progress.note(f"up to {most:,} re-rank vectors are computed from their images, each once")
-                progress.phase("value", total)
-                value(
-                    records,
-                    batch,
-                    parts.run,
-                    self.ledger,
-                    parts.spaces,
-                    parts.generated_engine(),
-                    parts.matcher(),
-                    progress,
-                    control=control,
-                )
-                parts.run.resolve(records.census.whole)
-                _tell(records.census, parts, told)
-            summary = records.census.summary(parts.run.counts["quarantined"])
-            del summary["without_owner"]  # nobody owns generated images
-            return parts.run.summary() | summary
-
-        if not retry_quarantined:
-            return run_once(
-                _whole_names(paths), batch or ("control" if control else "default"), control, None
-            )
-        _refuse(paths, "paths are those of the runs that failed")
-        return self._retry(
-            "value",
-            lambda request, only: run_once(
-                request["paths"], request["batch"], request.get("control", False), only
-            ),
-        )
+        return find_all_evidence(self._runs, paths, batch=batch, control=control, retry=retry_quarantined)
 
     def update(self) -> dict[str, Any]:
         """Bring all evidence to today's training set, touching only the generated images that it can have changed."""
-        if not self._begun():
+        if not self._runs.begun:
             return {"verb": "update", "stale": 0, "seconds": {"total": 0.0}}
-        with self._run("update", networks=False) as parts:
-            self._update(parts)
+        with self._runs.open("update", networks=False) as parts:
+            parts.update()
         return parts.run.summary()
 
     def withdraw(
@@ -344,11 +215,11 @@ class Workspace:
         from gmv_qdrant.pipeline.withdraw import preview, withdraw
 
         selection = Selection(owner, uri, tuple(ids), attribute)
-        self._refuse_adopted("nothing of it is removed from here: delete the points where they belong")
+        self._runs.refuse_adopted("nothing of it is removed from here: delete the points where they belong")
         found = preview(self.published, selection)
         if dry_run:
             return {"verb": "withdraw", "dry_run": True, **found.counts}
-        with self._run("withdraw", networks=False) as parts:
+        with self._runs.open("withdraw", networks=False) as parts:
             withdraw(
                 parts.run,
                 self.ledger,
@@ -359,7 +230,7 @@ class Workspace:
                 parts.spare,
             )
             if update:
-                self._update(parts)
+                parts.update()
         return parts.run.summary()
 
     def erase(self) -> dict[str, Any]:
@@ -370,10 +241,10 @@ class Workspace:
         """
         from gmv_qdrant.pipeline.erase import erase
 
-        self._refuse_adopted("nothing of it is erased from here: delete the points where they belong")
-        if not self._begun():
+        self._runs.refuse_adopted("nothing of it is erased from here: delete the points where they belong")
+        if not self._runs.begun:
             return {"verb": "erase", "files_searched": 0, "seconds": {"total": 0.0}}
-        with self._run("erase", networks=False) as parts:
+        with self._runs.open("erase", networks=False) as parts:
             erase(parts.run, self.ledger, parts.spaces, self.path, parts.progress)
         return parts.run.summary()
 
@@ -386,14 +257,15 @@ class Workspace:
         repair: repair what can be repaired; each finding says what was done about it.
         take_over: this copy of a workspace, whose original is gone, owns the server's collection from now on.
         """
+        from gmv_qdrant.ledger.runs import Run, recorded
         from gmv_qdrant.pipeline.check import check
         from gmv_qdrant.pipeline.repair import repair as mend
 
-        if not self._begun():
+        if not self._runs.begun:
             return []
-        with self._alone():
+        with self._runs.alone():
             run = Run("check", self.ledger.training_version)
-            with self._assembled(run, remake=repair, take_over=take_over) as parts:
+            with self._runs.assembled(run, remake=repair, take_over=take_over) as parts:
                 findings = check(parts, read_images=read_images)
                 if not repair or not findings:
                     return findings
@@ -421,9 +293,8 @@ class Workspace:
         select: only these training images, of credits by image.
         """
         value_function = self._function(function)
-        return self._relation(
-            queries.credits(self.published, by, value_function, top, rule, interval, select)
-        )
+        question = queries.credits(self.published, by, value_function, top, rule, interval, select)
+        return self.published.relation(*question)
 
     def value_function(self, **function: Unpack[ValueOptions]) -> ValueFunction:
         """How evidence becomes values by these options; its ``question`` says what such credit answers."""
@@ -443,13 +314,20 @@ class Workspace:
     ) -> Explained:
         """A generated image's contributors, or a training image's beneficiaries, and the totals by owner.
 
-        image: its URI, path, file name, id or SHA-256. batch: in which a generated image was valued that was valued in
+        image: its URI, path, file name, id or SHA-256; or the path of an image that was never valued, which goes
+        through the networks for this answer, and nothing of it is kept.
+        batch: in which a generated image was valued that was valued in
         several; training: the training image, where a generated one goes by the same name.
         select: only these training images among the contributors.
         """
         from gmv_qdrant.ledger.explain import explain
+        from gmv_qdrant.ledger.names import is_known
 
-        found = explain(self.published, image, self._function(function), training=training, selection=select)
+        value_function, kind = self._function(function), "training" if training else None
+        if is_known(self.published, image, kind) or not Path(image).is_file():
+            found = explain(self.published, image, value_function, training=training, selection=select)
+        else:
+            found = self._lookup.explain(Path(image).absolute(), value_function, kind, select)
         return Explained(found.image, self._relation(found.matches), self._relation(found.owners))
 
     def picture(
@@ -543,7 +421,7 @@ class Workspace:
 
         if not training:
             return self._relation(copies(self.published, batch, level, top))
-        with self._run("copies", networks=False, sample=sample) as parts:
+        with self._runs.open("copies", {"sample": sample}, networks=False) as parts:
             find_neighbours(parts, sample)
         return self._relation(claims(self.published, top))
 
@@ -566,7 +444,7 @@ class Workspace:
         """
         from gmv_qdrant.evaluation.calibrate import calibrate
 
-        with self._run("calibrate") as parts:
+        with self._runs.open("calibrate") as parts:
             return calibrate(parts, name=name, probes=probes, seed=seed, k=k, null_distance=null_distance)
 
     def advise(
@@ -584,18 +462,20 @@ class Workspace:
         paths: images to try them on; none is this workspace's own training images. encoders, distances: names to try
         beside this workspace's. It reads and computes only; a workspace keeps the vectors that it was made with.
         """
+        import pyarrow as pa
+
         from gmv_qdrant.evaluation.advise import advise
         from gmv_qdrant.images.sources import open_sources
         from gmv_qdrant.models.devices import Runtime
-        from gmv_qdrant.pipeline.streams import NullProgress
+        from gmv_qdrant.pipeline.intake import whole_names
 
         if not paths:
-            found = self.published.query("SELECT DISTINCT uri FROM sources ORDER BY uri")["uri"].to_pylist()
+            found = self.published.rows("SELECT DISTINCT uri FROM sources ORDER BY uri")
             step = max(1, len(found) // sample)
-            paths = [str(uri) for uri in found[::step][:sample]]
-        settings, progress = self.settings, self._progress or NullProgress()
+            paths = [str(row["uri"]) for row in found[::step][:sample]]
+        settings, progress = self.settings, self._runs.progress
         rows = advise(
-            open_sources(_whole_names(paths), allowed=list(settings.allow)),
+            open_sources(whole_names(paths), allowed=list(settings.allow)),
             encoders=[settings.encoder, *encoders],
             distances=[settings.distance, *distances],
             views=settings.views,
@@ -825,7 +705,8 @@ class Workspace:
         options = AdoptOptions(sample, trust_encoder, enable_quantization)
         try:
             allow = list(workspace.settings.allow)
-            with workspace._run("adopt", fields=dataclasses.asdict(mapping), allow=allow) as parts:
+            request = {"fields": dataclasses.asdict(mapping), "allow": allow}
+            with workspace._runs.open("adopt", request) as parts:
                 adopt(parts, mapping, options)
         except BaseException:
             if fresh and not workspace._believed():
@@ -843,7 +724,6 @@ class Workspace:
         """
         from gmv_qdrant.deployments.copying import copy_workspace
         from gmv_qdrant.pipeline.spaces import open_spaces
-        from gmv_qdrant.pipeline.streams import NullProgress
 
         meta = self.ledger.meta()
         if "adopted" in meta:
@@ -855,8 +735,8 @@ class Workspace:
             qdrant_url=qdrant_url or "", collection=collection or self.settings.collection
         )
         there = self.settings.replaced(qdrant_url=checked.qdrant_url, collection=checked.collection)
-        progress = self._progress or NullProgress()
-        with self._alone():
+        progress = self._runs.progress
+        with self._runs.alone():
             if meta.get("settled") == "false":
                 raise SettingsError(
                     f"the last run of {self.path} didn't come to its end: finish it first, with 'gmv-qdrant update'"
@@ -869,94 +749,25 @@ class Workspace:
 
     # -- how a verb is carried out -------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _run(self, verb: str, *, networks: bool = True, **request: Any) -> "Iterator[Assembly]":
-        """What a run works with: alone, with a row in ``runs``, and what the run before left behind tidied up.
-
-        networks: load and verify them first; a run that only moves vectors doesn't need them, but it, too, is refused
-        where the evidence was made in another precision.
-        """
-        from gmv_qdrant.evaluation.importing import refuse_if_imported
-        from gmv_qdrant.models.verified import same_precision
-        from gmv_qdrant.pipeline.recovery import recover
-        from gmv_qdrant.pipeline.spaces import verified_models
-
-        refuse_if_imported(self.published, verb)
-        with self._alone():
-            models = None
-            if networks:
-                models = verified_models(
-                    self.settings, self.ledger, quality=verb != "ingest", progress=self._progress
-                )
-            elif kept := self.ledger.meta().get("fingerprint"):
-                same_precision(self.settings, json.loads(kept))
-            with (
-                recorded(self.ledger, verb, self.settings.evidence(), request) as run,
-                self._assembled(run) as parts,
-            ):
-                if models is not None:
-                    parts.models = models
-                recover(run, self.ledger, parts.spaces, self.path)
-                yield parts
-
-    @contextlib.contextmanager
-    def _assembled(self, run: Run, **opening: bool) -> "Iterator[Assembly]":
-        from gmv_qdrant.pipeline.assembly import Assembly
-        from gmv_qdrant.pipeline.spaces import open_spaces
+    @cached_property
+    def _runs(self) -> "Runs":
+        from gmv_qdrant.pipeline.runs import Runs
         from gmv_qdrant.pipeline.streams import NullProgress
 
-        progress = self._progress or NullProgress()
-        with open_spaces(self.path, self.settings, self.ledger, tell=progress.note, **opening) as spaces:
-            yield Assembly(self.path, self.settings, self.ledger, spaces, run, progress)
+        return Runs(self.path, self.settings, self.ledger, self.published, self._progress or NullProgress())
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The only writer of this workspace. Raises `LedgerLocked` when there is another."""
-        with folder.alone(self.path):
-            folder.restore_settings(self.path, self.settings)
-            with self.ledger.held():
-                yield
+    @cached_property
+    def _lookup(self) -> "Lookup":
+        from gmv_qdrant.pipeline.lookup import Lookup
 
-    def _update(self, parts: "Assembly") -> None:
-        from gmv_qdrant.pipeline.update import update
+        return Lookup(self.path, self.settings, self.published)
 
-        update(parts.run, self.ledger, parts.spaces, parts.matcher(), parts.progress)
-
-    def _begun(self) -> bool:
-        """Whether anything was ever taken in."""
-        return "recall_shape" in self.published.meta()
-
-    def _refuse_adopted(self, way_out: str) -> None:
-        if "adopted" in self.published.meta():
-            raise SettingsError(f"the collection {self.settings.collection!r} was adopted: {way_out}")
-
-    def _planned(self, records: "Sources") -> tuple[int | None, list[str]]:
-        """How many inputs there are, if that can be known, and what is told of them before a network is loaded."""
-        plan = records.plan()
-        if self._progress is not None:
-            for warning in plan.warnings:
-                self._progress.note(warning)
-        return plan.total, plan.warnings
-
-    def _retry(
-        self, verb: str, again: Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Ask again for what is in quarantine, request by request; the counts are those of all together."""
-        summary: dict[str, Any] = {"verb": verb, "seconds": {}}
-        for request, uris in queries.quarantined_requests(self.published, verb):
-            try:
-                part = again(request, uris)
-            except SourceError:  # the whole path is gone by now: its inputs stay in quarantine
-                part = {"quarantined": len(uris)}
-            for name, count in part.pop("seconds", {}).items():
-                summary["seconds"][name] = round(summary["seconds"].get(name, 0.0) + count, 3)
-            for name, found in part.items():
-                if isinstance(found, float):  # a figure: the worst of all
-                    worst = max if name == "conservation_error" else min
-                    summary[name] = worst(found, summary.get(name, found))
-                elif isinstance(found, int):
-                    summary[name] = summary.get(name, 0) + found
-        return summary
+    @cached_property
+    def _memory(self) -> duckdb.DuckDBPyConnection:
+        """Where relations of tables live."""
+        con = duckdb.connect(":memory:")
+        con.execute("SET GLOBAL TimeZone = 'UTC'")
+        return con
 
     def _figure(self, options: ValueOptions, *titles: str) -> "Figure":
         from gmv_qdrant.report.figures import figure
@@ -972,65 +783,6 @@ class Workspace:
     def _search(self) -> dict[str, Any]:
         return dict(json.loads(self.published.meta().get("search", "{}")))
 
-    def _store_status(self) -> dict[str, Any]:
-        """Read off the disk, so that it also answers while a run writes."""
-        from gmv_qdrant.vectors.embedded.segments import read_status
-        from gmv_qdrant.vectors.protocol import CollectionSpec
-
-        shape = self.published.meta().get("recall_shape")
-        if shape is None:
-            return {"state": "nothing was ingested yet"}
-        kept = self.settings
-        if kept.qdrant_url is not None:
-            return self._server_status()
-        spec = CollectionSpec(
-            kept.collection,
-            json.loads(shape)["dim"],
-            vector_name=kept.vector_name,
-            quantization=kept.quantization,
-        )
-        return dataclasses.asdict(read_status(self.path / "qdrant", spec))
-
-    def _server_status(self) -> dict[str, Any]:
-        """As the server says it; where it doesn't answer, the sentence that says why."""
-        from gmv_qdrant.vectors import open_existing
-
-        try:
-            with open_existing(self.settings, self.settings.vector_name) as store:
-                found = dataclasses.asdict(store.status())
-                return {
-                    **found,
-                    "points_without_vector": store.lacking(),
-                    "protocol": store.protocol,
-                    "adopted": "adopted" in self.published.meta(),
-                    "encoder_proven": json.loads(self.published.meta().get("adopted", '{"cosine": 1}'))[
-                        "cosine"
-                    ]
-                    is not None,
-                }
-        except StoreError as error:
-            return {"engine": "server", "state": "unavailable", "error": str(error)}
-
     def _believed(self) -> bool:
         """Whether the encoder of an adopted collection has been proven."""
         return "cosine" in json.loads(self.published.meta()["adopted"])
-
-
-def _whole_names(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    """Paths that mean the same from any folder."""
-    several = [paths] if isinstance(paths, str | Path) else paths
-    return [name if "://" in name else os.path.abspath(name) for name in map(str, several)]
-
-
-def _tell(census: "Census", parts: "Assembly", told: Collection[str]) -> None:
-    """What came of all inputs, and what a person should know of them and wasn't told before."""
-    failed = parts.run.counts["quarantined"] - sum(census.unusable.values())
-    owners = census.owners_sentence() if parts.run.verb == "ingest" else ""
-    for sentence in (census.sentence(failed), owners, *census.notes):
-        if sentence and sentence not in told:
-            parts.progress.note(sentence)
-
-
-def _refuse(given: object, reason: str) -> None:
-    if given:
-        raise SettingsError(f"only what is in quarantine is tried again: {reason}, so give none")

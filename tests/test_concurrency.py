@@ -76,7 +76,7 @@ def test_readers_see_whole_batches_while_runs_write(workspace: Workspace, tmp_pa
 
 
 def test_a_second_writer_gets_a_sentence(workspace: Workspace, tmp_path: Path) -> None:
-    with workspace._alone():
+    with workspace._runs.alone():
         for attempt in (
             lambda: workspace.ingest([tmp_path / "a"]),
             lambda: workspace.value([tmp_path / "g"]),

@@ -144,7 +144,7 @@ def test_a_copy_that_was_killed_goes_on(
 
 
 def test_a_source_that_lost_a_point_is_not_copied(folder: Path, source: Workspace) -> None:
-    with source._alone():
+    with source._runs.alone():
         from gmv_qdrant.pipeline.spaces import open_spaces
 
         with open_spaces(source.path, source.settings, source.ledger) as spaces:

@@ -112,7 +112,7 @@ def test_a_lookup_is_what_value_finds_and_writes_nothing(root: Path) -> None:
     assert list(zip(found.keys.tolist(), found.distances.tolist(), strict=True)) == rows
     assert {path: path.read_bytes() for path in (workspace.path / "vectors").iterdir()} == kept
     assert (workspace.path / "ledger.duckdb").read_bytes() == ledger
-    with workspace._alone(), pytest.raises(StoreUnavailable, match="a run is working"):
+    with workspace._runs.alone(), pytest.raises(StoreUnavailable, match="a run is working"):
         lookup.find(tiny_workspace.png(52), "x")
 
 

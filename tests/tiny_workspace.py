@@ -112,5 +112,5 @@ def owners(workspace: Workspace, k: int | None = None) -> dict[str | None, float
 @contextmanager
 def spaces(workspace: Workspace) -> Iterator[Spaces]:
     """The workspace's store and matrices, opened as its writer does."""
-    with workspace._alone(), open_spaces(workspace.path, workspace.settings, workspace.ledger) as opened:
+    with workspace._runs.alone(), open_spaces(workspace.path, workspace.settings, workspace.ledger) as opened:
         yield opened

@@ -14,7 +14,6 @@ evidence of the other method only; `credits`, `report` and `evaluate` work on it
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from gmv_qdrant import folder
-from gmv_qdrant.errors import FingerprintMismatch, SettingsError, SourceError
+from gmv_qdrant.errors import SettingsError, SourceError
 from gmv_qdrant.ledger.database import Ledger, Readable, insert
 from gmv_qdrant.ledger.names import find_images
 from gmv_qdrant.ledger.runs import recorded
@@ -222,13 +221,3 @@ def _write(
         fingerprint={"imported": imported},
         training_version=training_version,
     )
-
-
-def refuse_if_imported(ledger: Readable, verb: str) -> None:
-    """Imported evidence is of another kind than ours, and they can't be added up."""
-    if kept := ledger.meta().get("imported"):
-        method = json.loads(kept)["method"]
-        raise FingerprintMismatch(
-            f"this workspace has scores imported from {method!r}, and {verb} would mix them with evidence "
-            "of another kind: use the workspace that they were imported from, or another one"
-        )

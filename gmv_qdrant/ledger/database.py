@@ -16,14 +16,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
-import pyarrow as pa
 
 from gmv_qdrant.errors import LedgerError, LedgerLocked, first_line
 from gmv_qdrant.files import sync_folder
 from gmv_qdrant.ledger.schema import SCHEMA_VERSION, check_schema, digest_of_macros, macros, tables
+
+if TYPE_CHECKING:  # questions with small answers do without Arrow, which takes longer to import than to ask
+    import pyarrow as pa
 
 STORAGE_VERSION = "v1.4.0"
 """Of the files, whatever DuckDB writes them: version 1.4 and every later one reads them."""
@@ -54,6 +56,10 @@ class Readable(Protocol):
         self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
     ) -> pa.Table:
         """Rows as an Arrow table; ``tables`` can be named in the SQL."""
+        ...
+
+    def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a small answer as dicts."""
         ...
 
     def meta(self) -> dict[str, str]:
@@ -211,6 +217,11 @@ class Ledger:
         with self.read() as con:
             return arrow(con, sql, parameters, **tables)
 
+    def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a small answer as dicts."""
+        with self.read() as con:
+            return read_rows(con, sql, parameters)
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction: committed at the end of the block, rolled back on any error; one at a time.
@@ -351,6 +362,15 @@ def read_meta(path: Path, con: Connection) -> dict[str, str]:
         raise LedgerError(f"{path} is not a ledger of this tool: it has no table 'meta'") from error
 
 
+def read_rows(
+    con: Connection, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()
+) -> list[dict[str, Any]]:
+    """Rows of a small answer as dicts."""
+    done = con.execute(sql, parameters or None)
+    names = [column[0] for column in done.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in done.fetchall()]
+
+
 def arrow(
     con: Connection, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), **tables: pa.Table
 ) -> pa.Table:
@@ -362,6 +382,8 @@ def arrow(
 
 def insert(con: Connection, table: str, columns: dict[str, Any]) -> None:
     """Append rows, given as columns, to a table."""
+    import pyarrow as pa
+
     rows = pa.table(columns)
     con.register("rows_to_insert", rows)
     names = ", ".join(f'"{name}"' for name in columns)

@@ -6,12 +6,13 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from gmv_qdrant.errors import SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Readable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _KNOWN = {
     "training": """SELECT DISTINCT 'training' AS kind, training_key AS key, NULL AS batch, uri, point_id, content_hash
@@ -65,16 +66,21 @@ def find_image(ledger: Readable, name: str, *, batch: str | None = None, trainin
     )
 
 
+def is_known(ledger: Readable, name: str, kind: str | None = None) -> bool:
+    """Whether any image, training or generated, goes by this name."""
+    return bool(_called(ledger, name, kind, None))
+
+
 def _called(ledger: Readable, name: str, kind: str | None, batch: str | None) -> list[dict[str, Any]]:
     """Rows of images that go by a name; those that have it as their whole URI come alone."""
     known = " UNION ALL ".join([_KNOWN[kind]] if kind else _KNOWN.values())
-    rows = ledger.query(
+    rows = ledger.rows(
         f"""SELECT kind, key, batch, uri, uri IN ($name, $path) AS exact FROM ({known})
         WHERE (uri IN ($name, $path) OR ends_with(uri, '/' || $name) OR point_id = lower($name)
                OR content_hash = lower($name)) AND ($batch IS NULL OR batch = $batch)
         ORDER BY kind, uri, batch""",
         {"name": nfc(name), "path": nfc(os.path.abspath(name)), "batch": batch},
-    ).to_pylist()
+    )
     return [row for row in rows if row["exact"]] or rows
 
 
@@ -92,13 +98,13 @@ def _ways_out(images: list[Image]) -> str:
 
 def _near_file(ledger: Readable, name: str) -> str:
     uri = _FILE.format("uri")
-    near = ledger.query(
+    near = ledger.rows(
         f"""SELECT any_value({uri}) AS file FROM (SELECT uri FROM sources UNION ALL SELECT uri FROM generated)
         WHERE jaro_winkler_similarity(lower({uri}), $name) > 0.85
         GROUP BY lower({uri}) ORDER BY max(jaro_winkler_similarity(lower({uri}), $name)) DESC, 1 LIMIT 1""",
         {"name": nfc(os.path.basename(name)).lower()},
-    )["file"].to_pylist()
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    )
+    return f" (did you mean {near[0]['file']!r}?)" if near else ""
 
 
 def find_images(
@@ -125,6 +131,8 @@ def named(
 
     Raises `SettingsError` for a name that more than one image goes by.
     """
+    import pyarrow as pa
+
     found = ledger.query(
         f"""
         WITH known AS (SELECT * FROM ({_KNOWN[kind]}) WHERE $batch IS NULL OR batch = $batch), exact AS (
@@ -154,17 +162,14 @@ def named(
 
 def require_batch(ledger: Readable, batch: str) -> None:
     """Raises `SettingsError` where nothing was valued under this name."""
-    require_known(
-        "batch",
-        batch,
-        ledger.query("SELECT DISTINCT batch FROM generated ORDER BY batch")["batch"].to_pylist(),
-    )
+    rows = ledger.rows("SELECT DISTINCT batch FROM generated ORDER BY batch")
+    require_known("batch", batch, [row["batch"] for row in rows])
 
 
 def require_owner(ledger: Readable, owner: str) -> None:
     """Raises `SettingsError` where no training image is this owner's."""
-    names = ledger.query("SELECT DISTINCT owner FROM sources WHERE owner IS NOT NULL ORDER BY owner")
-    require_known("owner", owner, names["owner"].to_pylist())
+    rows = ledger.rows("SELECT DISTINCT owner FROM sources WHERE owner IS NOT NULL ORDER BY owner")
+    require_known("owner", owner, [row["owner"] for row in rows])
 
 
 def require_known(kind: str, name: str, known: Sequence[str]) -> None:

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pyarrow as pa
 
 from gmv_qdrant.errors import LedgerError
 from gmv_qdrant.ledger.database import (
@@ -26,9 +25,14 @@ from gmv_qdrant.ledger.database import (
     one_sentence,
     opening,
     read_meta,
+    read_rows,
 )
-from gmv_qdrant.ledger.restricted import Restricted
 from gmv_qdrant.ledger.schema import check_schema, digest_of_macros, macros
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gmv_qdrant.ledger.restricted import Restricted
 
 _REPAIR = "if it is damaged, any command that writes, such as 'gmv-qdrant update', publishes it again"
 
@@ -63,7 +67,7 @@ class Published:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection to one state, for questions that belong together."""
-        with one_sentence(self.path, "read", _REPAIR), self._current().connection() as con:
+        with one_sentence(self.path, "read", _REPAIR), self._current().cursor() as con:
             yield con
 
     def query(
@@ -72,6 +76,18 @@ class Published:
         """Rows as an Arrow table; ``tables`` can be named in the SQL."""
         with self.read() as con:
             return arrow(con, sql, parameters, **tables)
+
+    def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a small answer as dicts."""
+        with self.read() as con:
+            return read_rows(con, sql, parameters)
+
+    def relation(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> duckdb.DuckDBPyRelation:
+        """Rows as a relation on a connection of its own, so that it may be left half read; they are read at once."""
+        with one_sentence(self.path, "read", _REPAIR):
+            con = self._current().cursor()
+            con.execute(f"CREATE TEMP TABLE answer AS {sql}", parameters or None)
+            return con.table("temp.answer")
 
     def meta(self) -> dict[str, str]:
         """All small facts."""
@@ -91,6 +107,8 @@ class Published:
         attach: Mapping[str, Path] | None = None,
     ) -> Restricted:
         """For SQL typed by people, which may only read these tables: see `Restricted`."""
+        from gmv_qdrant.ledger.restricted import Restricted
+
         return Restricted(self.path, seconds, memory, attach or {}, **self._current().names_and_macros())
 
     def close(self) -> None:
@@ -127,11 +145,10 @@ class _Database:
         """What another process needs to see the same names."""
         return {"search_path": self.names, "macros": macros() if self.names != PLAIN else ""}
 
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        with self.con.cursor() as con:
-            con.execute(f"SET search_path = {literal(self.names)}")
-            yield con
+    def cursor(self) -> Connection:
+        con = self.con.cursor()
+        con.execute(f"SET search_path = {literal(self.names)}")
+        return con
 
 
 def _open(path: Path, state: State) -> _Database:
@@ -143,12 +160,12 @@ def _open(path: Path, state: State) -> _Database:
     try:
         with one_sentence(path, "read", _REPAIR):
             database = _Database(state, con, PLAIN)
-            with database.connection() as cursor:
+            with database.cursor() as cursor:
                 meta = read_meta(path, cursor)
             check_schema(path, meta)
             if meta.get("macros") != digest_of_macros():  # published by a version with other value functions
                 database = _Database(state, con, ABOVE)
-                with database.connection() as cursor:
+                with database.cursor() as cursor:
                     cursor.execute(macros())
             return database
     except BaseException:

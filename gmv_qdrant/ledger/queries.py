@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from gmv_qdrant.errors import SettingsError, did_you_mean
 from gmv_qdrant.images.embedded import place_of
 from gmv_qdrant.ledger.database import Connection, Readable, literal
@@ -129,7 +127,7 @@ def value_function(ledger: Readable, *, calibration: str | None = None, **fields
 
 def calibrations(ledger: Readable) -> dict[str, dict[str, Any]]:
     """All versions of all calibrations, as ``name@version`` -> row; the versions of a name in order."""
-    rows = ledger.query("FROM calibrations ORDER BY name, version").to_pylist()
+    rows = ledger.rows("FROM calibrations ORDER BY name, version")
     return {f"{row['name']}@{row['version']}": row for row in rows}
 
 
@@ -145,9 +143,9 @@ def credits(
     rule: str = "shares",
     interval: float | None = None,
     selection: Selection | None = None,
-) -> pa.Table:
-    """Credit by ``image`` (zeros included), ``owner``, ``label``, ``licence``, ``batch`` (of the generated images) or
-    any attribute, largest first.
+) -> tuple[str, dict[str, Any]]:
+    """SQL, with its parameters, of credit, largest first: by ``image`` (zeros included), ``owner``, ``label``,
+    ``licence``, ``batch`` (of the generated images) or any attribute.
 
     The first column has the name of what is asked for, but where it would be that of a figure: then it is ``name``.
     With a null distance the column ``nobody`` marks the row of credit that no image gets.
@@ -159,14 +157,14 @@ def credits(
     nobody = "" if function.null_distance is None else ", nobody"
     if by == "image":
         which = "" if selection is None else "WHERE training_key IN (SELECT unnest($keys::INTEGER[]))"
-        return ledger.query(
+        return (
             f"""SELECT point_id AS image, uri, owner, label, value, matches {nobody}
             FROM {_IMAGE_RULES[rule]}({function.sql()}) {which}
             ORDER BY value DESC, point_id NULLS FIRST{limit}""",
             {} if selection is None else {"keys": selection.keys(ledger)},
         )
     if by == "batch":
-        return ledger.query(_BY_BATCH.format(function=function.sql(), batch=literal(function.batch)) + limit)
+        return _BY_BATCH.format(function=function.sql(), batch=literal(function.batch)) + limit, {}
     if by not in ("owner", "label", "licence") and by not in attribute_names(ledger):
         known = ["image", "owner", "label", "licence", "batch", *attribute_names(ledger)]
         raise SettingsError(
@@ -180,9 +178,10 @@ def credits(
         bounds = f"""JOIN (SELECT name AS bounded, low, high, nobody AS no_one
             FROM credit_intervals({arguments}, level := {float(interval)}, rule := {literal(rule)}))
             ON bounded IS NOT DISTINCT FROM name AND no_one = nobody"""
-    return ledger.query(
+    return (
         f"""SELECT name AS {name}, value{ends}, share, images, matches{nobody} FROM {RULES[rule]}({arguments}) {bounds}
-        ORDER BY value DESC, name NULLS LAST{limit}"""
+        ORDER BY value DESC, name NULLS LAST{limit}""",
+        {},
     )
 
 
@@ -223,35 +222,34 @@ def _refuse_credits(by: str, rule: str, interval: float | None, selection: Selec
 
 def attribute_names(ledger: Readable) -> list[str]:
     """Names of the attributes that metadata gave to sources."""
-    rows = ledger.query(
+    rows = ledger.rows(
         "SELECT DISTINCT unnest(json_keys(attributes)) AS name FROM sources WHERE attributes IS NOT NULL ORDER BY name"
     )
-    return [str(name) for name in rows["name"].to_pylist()]
+    return [str(row["name"]) for row in rows]
 
 
 def effective_contributors(ledger: Readable, function: ValueFunction) -> float | None:
     """Mean over the generated images of exp(entropy of the contributions); None when there are none."""
-    rows = ledger.query(
+    rows = ledger.rows(
         f"""SELECT _gmv_floating(sum(_gmv_fixed(effective))) / count(effective) AS mean
         FROM effective_contributors({function.sql()})"""
     )
-    mean = rows["mean"][0].as_py()
+    mean = rows[0]["mean"]
     return None if mean is None else float(mean)
 
 
 def stale(ledger: Readable) -> int:
     """Generated images valued against another training set than today's."""
-    return int(
-        ledger.query(
-            """SELECT count(*) AS n FROM generated
-            WHERE version_valued < (SELECT value::INTEGER FROM meta WHERE key = 'training_version')"""
-        )["n"][0].as_py()
+    rows = ledger.rows(
+        """SELECT count(*) AS n FROM generated
+        WHERE version_valued < (SELECT value::INTEGER FROM meta WHERE key = 'training_version')"""
     )
+    return int(rows[0]["n"])
 
 
 def counts(ledger: Readable) -> dict[str, dict[str, Any]]:
     """What the ledger holds, by section."""
-    row = ledger.query(
+    row = ledger.rows(
         """
         SELECT (SELECT count(*) FROM training WHERE version_withdrawn IS NULL) AS training_images,
                (SELECT count(*) FROM sources) AS sources,
@@ -262,7 +260,7 @@ def counts(ledger: Readable) -> dict[str, dict[str, Any]]:
                (SELECT count(*) FROM matches) AS matches,
                (SELECT count(*) FROM quarantine) AS quarantined
         """
-    ).to_pylist()[0]
+    )[0]
     return {
         "training": {
             "images": row["training_images"],
@@ -283,37 +281,37 @@ def counts(ledger: Readable) -> dict[str, dict[str, Any]]:
 
 def quarantined_requests(ledger: Readable, verb: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
     """What runs of ``verb`` were asked for, each with the inputs of it that are in quarantine; oldest first."""
-    rows = ledger.query(
+    rows = ledger.rows(
         """SELECT json_extract(settings, '$.request')::VARCHAR AS request, list(DISTINCT uri) AS uris
         FROM quarantine JOIN runs USING (run_id) WHERE verb = $verb GROUP BY request ORDER BY min("at"), request""",
         {"verb": verb},
-    ).to_pylist()
+    )
     found = [(json.loads(row["request"] or "{}"), frozenset(row["uris"])) for row in rows]
     return [(request, uris) for request, uris in found if request.get("paths")]
 
 
 def allowed_places(ledger: Readable) -> tuple[str, ...]:
     """Where images may be read from: what runs were given, and an adopted collection's prefix and payloads."""
-    rows = ledger.query(
+    rows = ledger.rows(
         """SELECT DISTINCT unnest(json_extract_string(settings, '$.request.paths[*]')
             || json_extract_string(settings, '$.request.allow[*]')) AS place
         FROM runs WHERE verb IN ('ingest', 'value', 'adopt') ORDER BY place"""
     )
     adopted = json.loads(ledger.meta().get("adopted", "null"))
     if adopted is None:
-        return tuple(rows["place"].to_pylist())
+        return tuple(row["place"] for row in rows)
     prefix = adopted["fields"]["uri_prefix"]
-    return (*rows["place"].to_pylist(), *([prefix] if prefix else []), place_of(ledger.path.parent))
+    return (*(row["place"] for row in rows), *([prefix] if prefix else []), place_of(ledger.path.parent))
 
 
 def last_runs(ledger: Readable, most: int = 5) -> list[dict[str, Any]]:
     """The latest runs, newest first."""
-    rows = ledger.query(
+    rows = ledger.rows(
         """SELECT verb, status, started_at, (timings->>'total')::DOUBLE AS seconds, training_version, counts
         FROM runs ORDER BY started_at DESC LIMIT $most""",
         {"most": most},
     )
-    return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows.to_pylist()]
+    return [{**row, "counts": json.loads(row["counts"] or "{}")} for row in rows]
 
 
 EXPORTS = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from gmv_qdrant.errors import SettingsError, did_you_mean
 from gmv_qdrant.ledger.database import Connection, Readable
 from gmv_qdrant.ledger.names import find_images, named, nfc, require_owner
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 YES = ("1", "1.0", "true", "t", "yes", "y")
 """Values of an attribute that is named alone: they mean that an image has it."""

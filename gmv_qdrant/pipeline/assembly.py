@@ -22,6 +22,7 @@ from gmv_qdrant.pipeline.searching import Search
 from gmv_qdrant.pipeline.spaces import Spaces, verified_models
 from gmv_qdrant.pipeline.streams import Progress
 from gmv_qdrant.pipeline.training_vectors import KeptVectors, Make, maker, may_lack_rows
+from gmv_qdrant.pipeline.update import update
 from gmv_qdrant.settings import Settings
 
 
@@ -125,6 +126,10 @@ class Assembly:
             group=GROUP if spaces.training is not None else FEW,
             timed=self.run.timed,
         )
+
+    def update(self) -> None:
+        """Bring all evidence to today's training set."""
+        update(self.run, self.ledger, self.spaces, self.matcher(), self.progress)
 
     def search(self, *, keep: bool = True) -> Search:
         return Search(self.spaces, self.ledger, self.settings, self.run, keep=keep)

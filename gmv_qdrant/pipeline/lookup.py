@@ -12,11 +12,15 @@ from typing import cast
 
 from gmv_qdrant.errors import ImageError, LedgerLocked, StoreUnavailable
 from gmv_qdrant.folder import alone
-from gmv_qdrant.images.records import Record, Unusable
+from gmv_qdrant.images.records import Record, Unusable, content_hash, read_file
 from gmv_qdrant.ledger.candidates import Matches
 from gmv_qdrant.ledger.database import Ledger
+from gmv_qdrant.ledger.explain import Explanation, explain, explain_found
+from gmv_qdrant.ledger.names import is_known
 from gmv_qdrant.ledger.publish import Published
+from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.runs import Run
+from gmv_qdrant.ledger.selection import Selection
 from gmv_qdrant.models.verified import Models
 from gmv_qdrant.pipeline.assembly import Assembly
 from gmv_qdrant.pipeline.embedding import Embedded, Loaded
@@ -73,6 +77,21 @@ class Lookup:
                 assert isinstance(embedded, Embedded)
                 (matches,) = find_evidence([embedded], parts.matcher(keep=False))
                 return Found(matches, embedded.quality)
+
+    def explain(
+        self, file: Path, function: ValueFunction, kind: str | None, selection: Selection | None
+    ) -> Explanation:
+        """Explain an image file by its contents: as the ledger has it where it is known, or by looking it up.
+
+        kind: of the known image that is meant. Raises what `find` does.
+        """
+        data = read_file(str(file))
+        known = content_hash(data)
+        if is_known(self._ledger, known, kind):
+            training = kind == "training"
+            return explain(self._ledger, known, function, training=training, selection=selection)
+        found = self.find(data, str(file))
+        return explain_found(self._ledger, str(file), found.matches, found.quality, function, selection)
 
     @contextmanager
     def _alone_with_store(self) -> Iterator[None]:

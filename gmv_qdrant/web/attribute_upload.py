@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
-import pyarrow as pa
-
 from gmv_qdrant.images.decode import decode, thumbnail
-from gmv_qdrant.ledger import schema
-from gmv_qdrant.ledger.candidates import Matches, replace
-from gmv_qdrant.ledger.database import insert
+from gmv_qdrant.ledger.candidates import Matches
+from gmv_qdrant.ledger.explain import ledger_of_one
 from gmv_qdrant.ledger.publish import Published
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.pipeline.lookup import Lookup
@@ -49,26 +44,8 @@ class Uploads:
 def _valued(
     matches: Matches, quality: float | None, function: ValueFunction
 ) -> tuple[list[Row], float | None]:
-    """Eq. 6 by the very macros of the ledger, in a ledger of one image that is never written."""
-    with duckdb.connect(":memory:") as con:
-        con.execute(schema.tables())
-        con.execute(schema.macros())
-        batch = function.batch or "looked up"
-        insert(
-            con,
-            "generated",
-            {
-                "generated_key": [0],
-                "point_id": [""],
-                "content_hash": [""],
-                "uri": [""],
-                "batch": [batch],
-                "quality": pa.array([quality], pa.float64()),
-                "version_valued": [0],
-                "attributes": [json.dumps({})],
-            },
-        )
-        replace(con, [0], [matches])
+    """Eq. 6 by the very macros of the ledger."""
+    with ledger_of_one(matches, quality, function) as con:
         arguments = function.sql()
         rows = con.sql(f"FROM contributions({arguments}) ORDER BY rank").to_arrow_table().to_pylist()
         effective = con.execute(f"SELECT effective FROM effective_contributors({arguments})").fetchall()
