@@ -4,144 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
+from gmv_qdrant import setting_values as parse
 from gmv_qdrant.errors import SettingsError, did_you_mean
 from gmv_qdrant.files import write_atomically
 
 FILE = "gmv.toml"
 T = TypeVar("T")
-
-# -- what a value may be: from what a flag, a variable or TOML holds; a ValueError says what it must be --
-
-
-def _text(value: Any) -> str:
-    text = str(value)
-    if not isinstance(value, str | Path) or "\x00" in text or text.encode(errors="ignore").decode() != text:
-        raise ValueError("text in UTF-8")
-    return text
-
-
-def _path(value: Any) -> Path:
-    return Path(_text(value)).expanduser()
-
-
-def _flag(value: Any) -> bool:
-    words = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }
-    if str(value).lower() not in words:
-        raise ValueError("true or false")
-    return words[str(value).lower()]
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[Any], int]:
-    allowed = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
-
-    def parse(value: Any) -> int:
-        if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,18}", str(value).strip()):
-            raise ValueError(allowed)
-        number = int(str(value))
-        if number < low or (high is not None and number > high):
-            raise ValueError(allowed)
-        return number
-
-    return parse
-
-
-def _number(high: float = math.inf) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not 0 < number <= high or math.isinf(number):
-            raise ValueError("a number above 0" + (f", at most {high:g}" if high < math.inf else ""))
-        return number
-
-    return parse
-
-
-def _one_of(*names: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in names:
-            raise ValueError(f"one of {', '.join(names)}{did_you_mean(str(value), names)}")
-        return str(value)
-
-    return parse
-
-
-def _collection(value: Any) -> str:
-    if not re.fullmatch(r"[^/\\\x00<>:\"|?*]{1,255}", _text(value)):
-        raise ValueError('a name of 1 to 255 characters without any of / \\ < > : " | ? *')
-    return str(value)
-
-
-def _server(value: Any) -> str | None:
-    """The URL is kept in the workspace and shown, so nothing secret may be in it."""
-    if "@" in _text(value) or "?" in str(value):
-        raise SettingsError(
-            "the URL of the Qdrant server carries a user, a password or a query, and it would be kept in the "
-            "workspace: give its bare address, and the API key as QDRANT_API_KEY"
-        )
-    return str(value) or None  # empty: the embedded store, whatever QDRANT_URL says
-
-
-def _places(value: Any) -> tuple[str, ...]:
-    """Folders, absolute, and how URLs begin; as text, on lines of their own."""
-    if isinstance(value, str):
-        value = value.splitlines()
-    if not isinstance(value, list | tuple) or not all(isinstance(place, str) for place in value):
-        raise ValueError('a list of folders and of how URLs begin, such as ["/data", "s3://bucket/"]')
-    return tuple(
-        place if "://" in place else os.path.abspath(os.path.expanduser(place)) for place in map(_text, value)
-    )
-
-
-def _filter(value: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError('a filter, such as {"must": [{"key": "customer", "match": {"value": "a"}}]}')
-    return dict(found)
-
-
-class Secret:
-    """A text that nothing shows: only ``get_secret_value()`` gives it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def get_secret_value(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret('**********')"
-
-
-def _secret(value: Any) -> Secret:
-    return value if isinstance(value, Secret) else Secret(_text(value))
-
-
-# -- the settings ------------------------------------------------------------------------------------
-
 
 PRESETS: dict[str, dict[str, str]] = {
     "paper": {
@@ -234,13 +108,13 @@ class StandingValue:
 
     rule: Literal["owner-shapley", "shares"] = _setting(
         "owner-shapley",
-        _one_of("owner-shapley", "shares"),
+        parse.one_of("owner-shapley", "shares"),
         "how the credit of one generated image is divided",
     )
-    k: int | None = _setting(None, _integer(1), "candidates that count; by itself all")
-    temperature: float | None = _setting(None, _number(1e9), "T in exp(-d/T)")
-    calibration: str | None = _setting(None, _text, "a value function that `calibrate` kept")
-    quality: bool = _setting(True, _flag, "weigh by the quality of generated images")
+    k: int | None = _setting(None, parse.integer(1), "candidates that count; by itself all")
+    temperature: float | None = _setting(None, parse.number(1e9), "T in exp(-d/T)")
+    calibration: str | None = _setting(None, parse.text, "a value function that `calibrate` kept")
+    quality: bool = _setting(True, parse.flag, "weigh by the quality of generated images")
 
     def __post_init__(self) -> None:
         if self.temperature is not None and self.calibration is not None:
@@ -253,8 +127,8 @@ class StandingValue:
 class StandingPayout:
     """``[payout]`` of ``gmv.toml``."""
 
-    currency: str = _setting("XXX", _text, "ISO 4217")
-    minimum: str = _setting("0", _text, "the least that is paid out")
+    currency: str = _setting("XXX", parse.text, "ISO 4217")
+    minimum: str = _setting("0", parse.text, "the least that is paid out")
 
 
 def _table(kind: type[T]) -> Callable[[Any], T]:
@@ -276,35 +150,38 @@ class Settings:
     is made, and may differ from run to run.
     """
 
-    encoder: str = _setting(PRESETS["paper"]["encoder"], _text, "recall encoder", fixed=True)
-    encoder_weights: str | None = _setting(None, _text, "a local file with its weights", fixed=True)
-    distance: str = _setting(PRESETS["paper"]["distance"], _text, "re-rank distance", fixed=True)
+    encoder: str = _setting(PRESETS["paper"]["encoder"], parse.text, "recall encoder", fixed=True)
+    encoder_weights: str | None = _setting(None, parse.text, "a local file with its weights", fixed=True)
+    distance: str = _setting(PRESETS["paper"]["distance"], parse.text, "re-rank distance", fixed=True)
     quality: str = _setting(
-        PRESETS["paper"]["quality"], _text, "quality metric of generated images", fixed=True
+        PRESETS["paper"]["quality"], parse.text, "quality metric of generated images", fixed=True
     )
-    candidates: int = _setting(200, _integer(1, 10_000), "K, candidates of the recall phase", fixed=True)
+    candidates: int = _setting(200, parse.integer(1, 10_000), "K, candidates of the recall phase", fixed=True)
     quantization: Literal["pq", "turbo", "scalar", "none"] = _setting(
         "pq",
-        _one_of("pq", "turbo", "scalar", "none"),
+        parse.one_of("pq", "turbo", "scalar", "none"),
         "of the recall vectors: `pq` (16 times smaller), `turbo`, `scalar`, `none`",
         fixed=True,
     )
     views: Literal["none", "flip"] = _setting(
         "none",
-        _one_of("none", "flip"),
+        parse.one_of("none", "flip"),
         "`flip`: a generated image is matched as it is and mirrored, and the smaller distance counts",
         fixed=True,
     )
     qdrant_url: str | None = _setting(
         None,
-        _server,
+        parse.server,
         "a Qdrant server; without it the embedded store is used. The address may change later, the rest not",
         fixed=True,
         variable="QDRANT_URL",
     )
-    collection: str = _setting("training", _collection, "name of the collection", fixed=True)
+    collection: str = _setting("training", parse.collection, "name of the collection", fixed=True)
     vector_name: str = _setting(
-        "recall", _text, "name of the vector in it; empty: an adopted collection's unnamed one", fixed=True
+        "recall",
+        parse.text,
+        "name of the vector in it; empty: an adopted collection's unnamed one",
+        fixed=True,
     )
     distance_vector: str | None = _setting(
         None,
@@ -315,66 +192,68 @@ class Settings:
     )
     filter: dict[str, Any] = _setting(
         {},
-        _filter,
+        parse.point_filter,
         "of an adopted collection: which of its points are the training set, as Qdrant's own API takes it "
         '(`{ must = [{ key = "customer", match = { value = "a" } }] }`)',
         fixed=True,
     )
 
-    qdrant_api_key: Secret | None = _setting(
+    qdrant_api_key: parse.Secret | None = _setting(
         None,
-        _secret,
+        parse.secret,
         "the server's key; from the environment only, never written anywhere",
         variable="QDRANT_API_KEY",
     )
-    qdrant_api_key_file: Path | None = _setting(None, _path, "a file with the key")
-    qdrant_grpc: bool = _setting(False, _flag, "gRPC instead of REST")
-    qdrant_grpc_port: int | None = _setting(None, _integer(1, 65_535), "its port; by itself found by asking")
-    qdrant_timeout: float = _setting(60.0, _number(), "seconds for one request")
-    qdrant_patience: float = _setting(
-        120.0, _number(), "seconds that a server which is away or overloaded is waited for within a run"
+    qdrant_api_key_file: Path | None = _setting(None, parse.path, "a file with the key")
+    qdrant_grpc: bool = _setting(False, parse.flag, "gRPC instead of REST")
+    qdrant_grpc_port: int | None = _setting(
+        None, parse.integer(1, 65_535), "its port; by itself found by asking"
     )
-    device: str = _setting("auto", _text, "`cuda` where there is one, else `mps`, else `cpu`")
+    qdrant_timeout: float = _setting(60.0, parse.number(), "seconds for one request")
+    qdrant_patience: float = _setting(
+        120.0, parse.number(), "seconds that a server which is away or overloaded is waited for within a run"
+    )
+    device: str = _setting("auto", parse.text, "`cuda` where there is one, else `mps`, else `cpu`")
     precision: Literal["fp32", "bf16"] = _setting(
         "fp32",
-        _one_of("fp32", "bf16"),
+        parse.one_of("fp32", "bf16"),
         "`bf16` casts the networks; it moves distances, so the first run decides for the workspace",
     )
     batch_size: int | None = _setting(
         None,
-        _integer(1),
+        parse.integer(1),
         "images in one forward pass; by itself up to 64 on a CPU and 256 on a GPU, and halved when there is no room",
     )
     workers: int | None = _setting(
-        None, _integer(0), "threads that read and decode; by itself one for each core, at most 8"
+        None, parse.integer(0), "threads that read and decode; by itself one for each core, at most 8"
     )
     target_recall: float = _setting(
         0.99,
-        _number(1.0),
+        parse.number(1.0),
         "share of the exact K nearest that the search must find; measured, searched harder until met",
     )
     cache_dir: Path | None = _setting(
-        None, _path, "where weights are kept; by itself each package's own folder"
+        None, parse.path, "where weights are kept; by itself each package's own folder"
     )
-    offline: bool = _setting(False, _flag, "never ask the network for weights (also `HF_HUB_OFFLINE=1`)")
+    offline: bool = _setting(False, parse.flag, "never ask the network for weights (also `HF_HUB_OFFLINE=1`)")
     trust: bool = _setting(
         False,
-        _flag,
+        parse.flag,
         "download weights whose SHA-256 nobody publishes as they come, and run code of model repositories",
     )
     allow: tuple[str, ...] = _setting(
         (),
-        _places,
+        parse.places,
         "places that images may be read from beside the paths that are given: folders that links lead to, and how URLs "
         'begin (`["/data", "s3://bucket/"]`; in the environment a place on each line)',
     )
     engine: Literal["local", "ray"] = _setting(
         "local",
-        _one_of("local", "ray"),
+        parse.one_of("local", "ray"),
         "where images go through the networks: in this process, or on a `ray` cluster",
     )
     ray_workers: int | None = _setting(
-        None, _integer(1), "worker processes of `engine = ray`; by itself one for each GPU"
+        None, parse.integer(1), "worker processes of `engine = ray`; by itself one for each GPU"
     )
     value: StandingValue = _setting(StandingValue(), _table(StandingValue), "how evidence becomes money")
     payout: StandingPayout = _setting(StandingPayout(), _table(StandingPayout), "of all payouts")
@@ -416,7 +295,7 @@ class Settings:
         write_atomically(workspace / FILE, "\n".join(lines) + "\n")
 
     @property
-    def api_key(self) -> Secret | None:
+    def api_key(self) -> parse.Secret | None:
         """The server's key, from ``QDRANT_API_KEY`` or the key file; never kept."""
         file = self.qdrant_api_key_file
         if self.qdrant_api_key is not None or file is None:
@@ -431,7 +310,7 @@ class Settings:
             ) from None
         if not key or not key.isprintable() or not key.isascii():
             raise SettingsError(f"the key file {file} must hold one line, the bare key")
-        return Secret(key)
+        return parse.Secret(key)
 
 
 def abouts(kind: Any) -> dict[str, About]:

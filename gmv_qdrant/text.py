@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 
@@ -61,3 +62,8 @@ def shortened(text: str, columns: int, sign: str = "…") -> str:
             break
         tail = one + tail
     return head + sign + tail
+
+
+def digest(*facts: object) -> str:
+    """A short text that is another one when any of the facts is."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,11 +15,6 @@ from gmv_qdrant.vectors.protocol import CollectionSpec, Hits, Payload, PointId, 
 MAX_INT_ID = 2**64 - 1
 TIES, MOST_TIES = 16, 4_096
 """Fetched beyond the limit, at first and at most, so that a tie at the last place is cut by ``str(id)``."""
-
-
-def digest(*facts: object) -> str:
-    """A short text that is another one when any of the facts is."""
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def check_ids(ids: Sequence[PointId]) -> list[PointId]:

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.vectors.checks import digest
+from gmv_qdrant.text import digest
 from gmv_qdrant.vectors.protocol import CollectionSpec, Quantization, StoreStatus
 
 MIN_CODED = 256
@@ -62,8 +60,8 @@ def read_segments(shard: Path, spec: CollectionSpec) -> list[Segment]:
             config = json.loads(description.read_text())["config"]["vector_data"].get(spec.vector_name, {})
             matrix = segment / folder / "matrix.dat"
             stored = (matrix.stat().st_size - _MATRIX_HEADER) // (FLOAT_BYTES * spec.dim)
-            gone = np.fromfile(segment / "id_tracker.deleted", dtype=np.uint8)
-            deleted = int(np.bitwise_count(gone).sum())
+            gone = (segment / "id_tracker.deleted").read_bytes()
+            deleted = int.from_bytes(gone, "little").bit_count()
         except FileNotFoundError:  # the tail, or a segment that went away while we read
             continue
         codes = segment / folder / "quantized.data"

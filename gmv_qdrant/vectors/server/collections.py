@@ -8,7 +8,7 @@ from collections.abc import Callable
 from qdrant_client import models as m
 
 from gmv_qdrant.errors import StoreError, StoreUnavailable
-from gmv_qdrant.vectors.checks import digest
+from gmv_qdrant.text import digest
 from gmv_qdrant.vectors.ownership import Owner
 from gmv_qdrant.vectors.protocol import CollectionSpec, StoreStatus
 from gmv_qdrant.vectors.server.codec import dense_vectors, describe, quantization_of, vectors_config

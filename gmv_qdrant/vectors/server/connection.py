@@ -18,7 +18,7 @@ from gmv_qdrant.vectors.server.answers import Failure, LimitExceeded, Missing, T
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-    from gmv_qdrant.settings import Secret
+    from gmv_qdrant.setting_values import Secret
 
 __all__ = ["Connection", "LimitExceeded", "Missing", "ServerConfig", "TooLarge"]
 T = TypeVar("T")
