@@ -185,7 +185,7 @@ class Settings:
     )
     distance_vector: str | None = _setting(
         None,
-        _text,
+        parse.text,
         "name of the vector of an adopted collection that holds the distance's embeddings; without one they are "
         "computed from the images",
         fixed=True,
