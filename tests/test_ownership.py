@@ -267,6 +267,14 @@ def test_any_attribute_can_be_asked_by(tmp_path: Path, name: str) -> None:
     assert sum(float(row["amount"]) for row in paid if isinstance(row, dict) and "amount" in row) or paid
 
 
+def test_the_history_has_no_gap_in_which_nobody_owns_an_image(ledger: Ledger) -> None:
+    for owner in ("Ada", "Bob", "Cy"):
+        write(ledger, source(1, "x", owner), reassign=True)
+    rows = ledger.query("SELECT owner, since, until FROM source_history ORDER BY since").to_pylist()
+    assert [row["owner"] for row in rows] == ["Ada", "Bob", "Cy"]
+    assert [row["until"] for row in rows] == [row["since"] for row in rows[1:]] + [None]
+
+
 def test_exports_say_whose_images_they_are_and_no_spreadsheet_executes_them(tmp_path: Path) -> None:
     images = tmp_path / "images"
     names = [path.name for path in tiny_workspace.write(images, range(4))]

@@ -8,6 +8,7 @@ reassign. A row of the history is closed when its source says something else or 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import pyarrow as pa
 
@@ -72,7 +73,8 @@ def write_sources(con: Connection, run_id: str, rows: pa.Table, *, reassign: boo
     con.execute(
         "CREATE OR REPLACE TEMP TABLE written AS FROM incoming SEMI JOIN accepted USING (training_key, uri)"
     )
-    _close(con, run_id, "accepted", "training_key, uri")
+    now = utc_now()  # what ends and what begins leave no gap between them
+    _close(con, run_id, "accepted", "training_key, uri", now)
     con.execute(
         "DELETE FROM sources USING accepted a WHERE sources.training_key = a.training_key AND sources.uri = a.uri"
     )
@@ -80,7 +82,7 @@ def write_sources(con: Connection, run_id: str, rows: pa.Table, *, reassign: boo
     con.execute(
         """INSERT INTO source_history BY NAME
         SELECT * EXCLUDE (file_size, file_time), $now AS since, $run AS run_id FROM written""",
-        {"now": utc_now(), "run": run_id},
+        {"now": now, "run": run_id},
     )
     con.execute(
         """UPDATE sources SET file_size = i.file_size, file_time = i.file_time FROM incoming i
@@ -94,7 +96,7 @@ def write_sources(con: Connection, run_id: str, rows: pa.Table, *, reassign: boo
 
 def remove_sources(con: Connection, run_id: str, leaving: str) -> None:
     """Take out the sources in the table ``leaving`` (training_key, uri, owner)."""
-    _close(con, run_id, leaving, "training_key, uri, owner")
+    _close(con, run_id, leaving, "training_key, uri, owner", utc_now())
     con.execute(
         f"""DELETE FROM sources USING {leaving} l WHERE sources.training_key = l.training_key AND sources.uri = l.uri
         AND sources.owner IS NOT DISTINCT FROM l.owner"""
@@ -115,13 +117,13 @@ def erase_history(con: Connection) -> None:
     )
 
 
-def _close(con: Connection, run_id: str, table: str, columns: str) -> None:
+def _close(con: Connection, run_id: str, table: str, columns: str, now: datetime) -> None:
     """End what the history has of these sources; of some owners only, where ``columns`` have the owner."""
     same = " AND ".join(f"h.{name} IS NOT DISTINCT FROM t.{name}" for name in columns.split(", "))
     con.execute(
         f"""UPDATE source_history h SET until = ?, until_run_id = ? FROM {table} t
         WHERE h.until IS NULL AND {same}""",
-        [utc_now(), run_id],
+        [now, run_id],
     )
 
 
