@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from gmv_qdrant import Workspace
+from gmv_qdrant.web.app import application
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SCRIPT = SCRIPTS / "verify_payout.py"
@@ -171,3 +173,16 @@ def test_near_copies_across_owners_are_claims_in_every_answer(made: Path, tmp_pa
     outstanding = sum(hold.amount for hold in before if hold.images == near.images)
     assert sum(hold.amount for hold in mine) == near.amount + outstanding
     assert not any("several owners claim" in note for note in held.payout.notes)
+
+    report = workspace.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    page = TestClient(
+        application(workspace.path, workspace.published, workspace.settings), "http://127.0.0.1"
+    ).get("/claims")
+    assert page.status_code == 200
+    for text in (report, page.text):
+        assert "Claimed by several owners" in text
+        assert "Bay, Fay" in text
+        assert "near.png" in text
+    statement = workspace.statement("Fay", tmp_path / "fay.html").read_text(encoding="utf-8")
+    assert "near-copies of one another" in statement
+    assert "owners, effectively" in statement

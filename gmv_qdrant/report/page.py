@@ -12,7 +12,9 @@ from typing import Any
 
 import jinja2
 
-from gmv_qdrant.errors import SettingsError
+from gmv_qdrant.accounting.claims import find_claims
+from gmv_qdrant.accounting.evidence import Evidence
+from gmv_qdrant.errors import LedgerError, SettingsError
 from gmv_qdrant.ledger.database import Readable
 from gmv_qdrant.ledger.queries import ValueFunction, allowed_places
 from gmv_qdrant.ledger.runs import versions
@@ -114,6 +116,7 @@ def write_report(
             **summary(snapshot),
             **distribution(snapshot),
             **owners_table(snapshot),
+            **claims_table(root, ledger),
             valuable=most_valued(ledger, snapshot),
             groups=match_groups(ledger, snapshot),
             function_facts=function_facts(function),
@@ -311,9 +314,30 @@ def match_groups(ledger: Readable, snapshot: Snapshot) -> list[dict[str, Any]]:
     ]
 
 
+def claims_table(root: Path, ledger: Readable) -> dict[str, Any]:
+    """What several owners claim, of the images that generated ones resemble: the first of them, and how many."""
+    try:
+        evidence = Evidence.of(ledger, "owner", root=root)
+    except LedgerError:  # nothing was valued yet
+        return {"claims": [], "found_claims": 0}
+    found = find_claims(evidence)
+    uris = {
+        row["id"]: row["uri"]
+        for row in evidence.rows(
+            "SELECT id, min(uri) AS uri FROM images JOIN sources USING (image) GROUP BY id"
+        )
+    }
+    listed = [
+        {"names": claim.names, "uris": [uris[image] for image in claim.images if image in uris]}
+        for claim in found[:MOST_LISTED]
+    ]
+    return {"claims": listed, "found_claims": len(found)}
+
+
 def function_facts(function: ValueFunction) -> list[tuple[str, Any]]:
     paper = " (the paper)"
-    temperature = f"{function.temperature:g}" + (paper if function.temperature == 1 else "")
+    fitted = f" (calibration {function.calibration})" if function.calibration else ""
+    temperature = f"{function.temperature:g}{fitted or paper * (function.temperature == 1)}"
     nobody = "none (the paper)" if function.null_distance is None else f"{function.null_distance:g}"
     return [
         ("what such credit answers", function.question),

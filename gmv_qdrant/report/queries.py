@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from gmv_qdrant.ledger.database import Connection, Readable
-from gmv_qdrant.ledger.queries import RULES, ValueFunction
+from gmv_qdrant.ledger.queries import LOSS, RULES, ValueFunction
 
 Row = dict[str, Any]
 
@@ -317,14 +317,22 @@ def beneficiaries(ledger: Readable, key: int, function: ValueFunction, most: int
 
 
 def choices(ledger: Readable) -> dict[str, list[str]]:
-    """What the pages let people choose from: names of ``batches`` and ``calibrations``."""
+    """What the pages let people choose from: ``batches``, and ``calibrations`` in all their versions."""
     with ledger.read() as con:
         return {
             "batches": [
                 row["batch"] for row in _rows(con, "SELECT DISTINCT batch FROM generated ORDER BY batch")
             ],
             "calibrations": [
-                row["name"] for row in _rows(con, "SELECT DISTINCT name FROM calibrations ORDER BY name")
+                *(
+                    row["name"]
+                    for row in _rows(
+                        con,
+                        """SELECT name || '@' || version AS name FROM calibrations
+                        ORDER BY calibrations.name, version DESC""",
+                    )
+                ),
+                LOSS,
             ],
         }
 

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from gmv_qdrant.accounting.bundle import read_evidence, read_manifest
-from gmv_qdrant.accounting.claims import Claim, find_claims
 from gmv_qdrant.accounting.evidence import Evidence
 from gmv_qdrant.accounting.payout import NAMED, Line
 from gmv_qdrant.accounting.records import Record, find_record, read_records
@@ -47,7 +46,6 @@ class Statements:
     record: Record
     records: Sequence[Record]
     evidence: Evidence
-    claims: Sequence[Claim]
     thumbnails: Thumbnails
     withdrawn: frozenset[str]
 
@@ -64,10 +62,7 @@ class Statements:
         read_manifest(folder, record.manifest)
         gone = source.query("SELECT point_id FROM training WHERE version_withdrawn IS NOT NULL")["point_id"]
         thumbnails = Thumbnails(root, allowed_places(source))
-        evidence = read_evidence(folder)
-        return cls(
-            root, record, records, evidence, find_claims(evidence), thumbnails, frozenset(gone.to_pylist())
-        )
+        return cls(root, record, records, read_evidence(folder), thumbnails, frozenset(gone.to_pylist()))
 
     def write(self, name: str | None, target: Path) -> Path:
         """The statement of a name (None: the unnamed), as ``.html`` or ``.csv``, whole or not at all."""
@@ -118,7 +113,8 @@ class Statements:
             "earners": [
                 (one, self._picture(one), [(use, self._picture(use)) for use in one.uses]) for one in shown
             ],
-            "claims": [claim for claim in self.claims if name in claim.names],
+            "effective": self.evidence.effective_names(),
+            "claims": [claim for claim in payout.claims if name in claim.names],
             "holds": [hold for hold in payout.holds if hold.name == name],
             "history": self._history(name),
             "recorded_at": f"{self.record.recorded_at:%Y-%m-%d}",

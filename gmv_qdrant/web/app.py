@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -41,6 +42,7 @@ UPLOAD_BYTES = 32 << 20
 UPLOADS = 2
 """Images that are looked up at the same time: each is decoded, and may be large."""
 OWNER_RULES = ("shares", "owner-shapley")
+LOOK_UP = {"training": report_queries.training_names, "generated": report_queries.generated_names}
 CHOICES = ("k", "temperature", "calibration", "no_quality", "batch", "rule")
 """Names of the value function in an address."""
 
@@ -62,6 +64,7 @@ class Pages:
             Route("/owners", self.owners),
             Route("/training", self.training),
             Route("/generated", self.generated),
+            Route("/claims", self.claims),
             Route("/training/{key:int}", self.training_image),
             Route("/generated/{key:int}", self.generated_image),
             Route("/pictures/{kind}/{key:int}/{size:int}", self.picture),
@@ -169,42 +172,39 @@ class Pages:
         )
         return self._page("owners.html", request, sort=sort, number=number, pages=pages, q=matching, **found)
 
+    def claims(self, request: Request) -> Response:
+        return self._page("claims.html", request, **page.claims_table(self.root, self.published))
+
     def training(self, request: Request) -> Response:
-        snapshot, sort = self._snapshot(request), self._sort(request, report_queries.TRAINING_SORTS)
         owner, named = request.query_params.get("owner"), request.query_params.get("q", "")
         wanted = named or owner is not None
         keys = report_queries.training_keys(self.published, owner=owner, named=named) if wanted else None
-        number, pages = self._number(request, snapshot.count("training_values", keys))
-        rows = snapshot.training(sort, (number - 1) * IMAGES, IMAGES, keys)
-        names = report_queries.training_names(self.published, [row["training_key"] for row in rows])
-        return self._page(
-            "training.html",
-            request,
-            rows=_named(rows, "training_key", names),
-            total=snapshot.totals["training_images"],
-            sort=sort,
-            number=number,
-            pages=pages,
-            owner=owner,
-            q=named,
-        )
+        return self._gallery(request, "training", report_queries.TRAINING_SORTS, keys, owner=owner)
 
     def generated(self, request: Request) -> Response:
-        snapshot, sort = self._snapshot(request), self._sort(request, report_queries.GENERATED_SORTS)
         named = request.query_params.get("q", "")
         keys = report_queries.generated_keys(self.published, named) if named else None
-        number, pages = self._number(request, snapshot.count("images", keys))
-        rows = snapshot.generated(sort, (number - 1) * IMAGES, IMAGES, keys)
-        names = report_queries.generated_names(self.published, [row["generated_key"] for row in rows])
+        return self._gallery(request, "generated", report_queries.GENERATED_SORTS, keys)
+
+    def _gallery(
+        self, request: Request, kind: str, sorts: Mapping[str, str], keys: pa.Table | None, **more: Any
+    ) -> Response:
+        """A page of the images of a kind; only those of ``keys`` where given."""
+        snapshot, sort = self._snapshot(request), self._sort(request, sorts)
+        table = {"training": "training_values", "generated": "images"}[kind]
+        number, pages = self._number(request, snapshot.count(table, keys))
+        rows = getattr(snapshot, kind)(sort, (number - 1) * IMAGES, IMAGES, keys)
+        names = LOOK_UP[kind](self.published, [row[f"{kind}_key"] for row in rows])
         return self._page(
-            "generated.html",
+            f"{kind}.html",
             request,
-            rows=_named(rows, "generated_key", names),
-            total=snapshot.sums["valued"],
+            rows=_named(rows, f"{kind}_key", names),
+            total=snapshot.totals["training_images"] if kind == "training" else snapshot.sums["valued"],
             sort=sort,
             number=number,
             pages=pages,
-            q=named,
+            q=request.query_params.get("q", ""),
+            **more,
         )
 
     def generated_image(self, request: Request) -> Response:
@@ -240,10 +240,7 @@ class Pages:
         kind, key, size = (request.path_params[name] for name in ("kind", "key", "size"))
         image = None
         if size in (SMALL, LARGE, FULL) and key < 1 << 31:
-            look_up = {
-                "training": report_queries.training_names,
-                "generated": report_queries.generated_names,
-            }.get(kind)
+            look_up = LOOK_UP.get(kind)
             image = look_up and look_up(self.published, [key]).get(key)
         if image is None:
             raise HTTPException(404, "There is no such picture.")
