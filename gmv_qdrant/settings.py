@@ -270,8 +270,9 @@ class Settings:
         file = workspace / FILE if workspace else None
         given = {name: (value, name) for name, value in (kept or {}).items() if value is not None}
         given |= {name: (value, f"{name} in {file}") for name, value in read_file(file).items()}
+        _refuse_misspelt(os.environ)
         for name, about in ABOUT.items():
-            variable = about.variable or f"GMV_{name.upper()}"
+            variable = _variable(name, about)
             if value := os.environ.get(variable):
                 given[name] = (value, variable)
         given |= {name: (value, name) for name, value in flags.items() if value is not None}
@@ -342,6 +343,23 @@ def read_file(file: Path | None) -> dict[str, Any]:
                 f"there is no setting {name!r}{did_you_mean(name, ABOUT)}: take it out of {file}"
             )
     return found
+
+
+def _variable(name: str, about: About) -> str:
+    return about.variable or f"GMV_{name.upper()}"
+
+
+def _refuse_misspelt(environment: Mapping[str, str]) -> None:
+    """A variable that is nearly one of ours would be passed over in silence. Raises `SettingsError`."""
+    known = ["GMV_WORKSPACE", *(_variable(name, about) for name, about in ABOUT.items())]
+    for name in environment:
+        if name.startswith("GMV_") and name not in known:
+            import difflib
+
+            if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+                raise SettingsError(
+                    f"the environment has {name}, which is no setting (did you mean {near[0]}?): rename or unset it"
+                )
 
 
 def _parsed(known: dict[str, About], name: str, value: Any, where: str) -> Any:

@@ -23,6 +23,17 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.resolve(tmp_path, device=None).precision == "bf16"
 
 
+@pytest.mark.parametrize(("name", "near"), [("GMV_CANDIDATE", "GMV_CANDIDATES"), ("GMV_DEVIC", "GMV_DEVICE")])
+def test_a_misspelt_variable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
+    monkeypatch.setenv("GMV_SOMETHING_ELSE", "of another program")
+    Settings.resolve(tmp_path)
+    monkeypatch.setenv(name, "7")
+    with pytest.raises(SettingsError, match=rf"{name}, which is no setting \(did you mean {near}\?\)"):
+        Settings.resolve(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

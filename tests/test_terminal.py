@@ -414,6 +414,16 @@ def test_something_is_seen_within_a_second(workspace: Path) -> None:
     os.close(main)
 
 
+def test_verbose_names_what_is_in_quarantine(workspace: Path, tmp_path: Path) -> None:
+    tiny_workspace.write(tmp_path / "more", [70])
+    (tmp_path / "more" / "notes.png").write_text("no image")
+    said = CliRunner().invoke(
+        cli, ["-w", str(workspace), "-v", "value", str(tmp_path / "more"), "--batch", "bad"]
+    )
+    assert said.exit_code == 0
+    assert f"  {tmp_path}/more/notes.png: " in said.stderr
+
+
 # -- Ctrl-C ------------------------------------------------------------------------------------------
 
 SLOW = """

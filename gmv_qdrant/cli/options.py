@@ -102,7 +102,7 @@ def common_options(*, hidden: bool = False) -> list[click.Option]:
             expose_value=False,
             callback=_verbose,
             hidden=hidden,
-            help="Also what each phase of a run took.",
+            help="Also what each phase of a run took, and what it put in quarantine.",
         ),
         click.Option(
             ["--debug"],

@@ -15,16 +15,27 @@ from gmv_qdrant.cli.options import (
     warn_if_stale,
     with_workspace,
 )
-from gmv_qdrant.cli.render import note, print_json, print_summary, warn
+from gmv_qdrant.cli.render import messages, note, print_json, print_summary, warn
 
 
-def show_summary(summary: dict[str, Any], as_json: bool) -> None:
-    """What a run did, as JSON or as a sentence; how long it took counts from the start of the program."""
+def show_summary(summary: dict[str, Any], as_json: bool, workspace: Any = None) -> None:
+    """What a run did, as JSON or as a sentence; how long it took counts from the start of the program.
+
+    workspace: of a run that reads inputs: with ``--verbose``, those that it put in quarantine are named.
+    """
     if as_json:
         print_json(summary)
         return
     session: Session = click.get_current_context().obj
     print_summary(summary, session.elapsed)
+    if messages.verbose and workspace is not None and summary.get("quarantined"):
+        for row in workspace.published.rows(_QUARANTINED):
+            note(f"  {row['uri']}: {row['reason']}")
+
+
+_QUARANTINED = """
+    SELECT uri, reason FROM quarantine
+    WHERE run_id = (SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 1) ORDER BY uri LIMIT 50"""
 
 
 def _require_something(summary: dict[str, Any], taken: tuple[str, ...]) -> None:
@@ -88,7 +99,7 @@ def ingest(
         retry_quarantined=retry_quarantined,
         update=update,
     )
-    show_summary(summary, as_json)
+    show_summary(summary, as_json, workspace)
     _require_something(summary, ("new", "sources", "known"))
 
 
@@ -115,7 +126,7 @@ def value(
     """Value generated images: find the training images that each one resembles most."""
     _paths_or_retry(paths, retry_quarantined)
     summary = workspace.value(paths, batch=batch, control=control, retry_quarantined=retry_quarantined)
-    show_summary(summary, as_json)
+    show_summary(summary, as_json, workspace)
     _require_something(summary, ("valued", "known"))
 
 
