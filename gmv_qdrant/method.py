@@ -29,6 +29,8 @@ FARTHEST = 1e6
 """Relative distances end here: where 30 candidates are exact copies, everything else is infinitely far."""
 BLOCK = 256
 """Generated images that are compared with all training images at once."""
+CPU_BYTES, GPU_BYTES = 2 << 20, 256 << 20
+"""Vectors that are compared at once."""
 
 
 # -- distances ---------------------------------------------------------------------------------------
@@ -45,15 +47,42 @@ def distances(metric: Metric, query: Any, rows: Any, device: str = "cpu") -> np.
     import torch
 
     q, r = _float_tensor(query).to(device), _float_tensor(rows).to(device)
+    return pair_distances(metric, q[None], r, torch.zeros(len(r), dtype=torch.int64), torch.arange(len(r)))
+
+
+def pair_distances(
+    metric: Metric, a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tensor
+) -> np.ndarray:
+    """As `distances`, of row ``of_a[i]`` of ``a`` to row ``of_b[i]`` of ``b``: float64 ``(pairs,)``.
+
+    a, b: float32 ``(n, dim)`` on one device. of_a, of_b: int64 ``(pairs,)``.
+    """
+    import torch
+
+    dim, pairs = a.shape[1], len(of_a)
+    if pairs == 1:  # torch splits the sum of a single row among its threads, and gives other bits then
+        return pair_distances(metric, a, b, of_a.repeat(2), of_b.repeat(2))[:1]
+    # pairs that stay in a processor's cache; a GPU takes many at once
+    size = max(25, (CPU_BYTES if a.device.type == "cpu" else GPU_BYTES) // (4 * dim))
+    x, y = a.new_empty(2, min(size, pairs), dim)
+    wide = torch.float32 if a.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     if metric == "cosine":
-        wide = torch.float32 if device.startswith("mps") else torch.float64  # Apple's GPUs have no float64
-        norms = torch.linalg.vector_norm(r, dim=1).to(wide) * torch.linalg.vector_norm(q).to(wide)
-        dots = (r * q).sum(dim=1, dtype=wide)
-        return np.asarray((1.0 - dots / norms).clamp_(min=0.0).cpu().double())
-    # a few rows at a time stay in a processor's cache; torch's float32 sum is pairwise, so it is exact enough
-    parts = torch.split(r, 25) if device == "cpu" else (r,)
-    squares = torch.cat([(part - q).square_().sum(dim=1) for part in parts]).cpu().double()
-    return np.asarray(squares if metric == "sqeuclid" else squares.sqrt_())
+        lengths = [torch.linalg.vector_norm(rows, dim=1).to(wide) for rows in (a, b)]
+    found = torch.empty(pairs, dtype=wide, device=a.device)
+    of_a, of_b = of_a.to(a.device), of_b.to(a.device)
+    for start in range(0, pairs, size):
+        start = min(start, pairs - 2)  # no pair is alone
+        i, j = of_a[start : start + size], of_b[start : start + size]
+        one = torch.index_select(a, 0, i, out=x[: len(i)])
+        two = torch.index_select(b, 0, j, out=y[: len(i)])
+        if metric == "cosine":
+            dots = two.mul_(one).sum(dim=1, dtype=wide)
+            found[start : start + len(i)] = 1.0 - dots / (lengths[1][j] * lengths[0][i])
+        else:
+            found[start : start + len(i)] = two.sub_(one).square_().sum(dim=1)
+    if metric == "euclid":
+        found = found.cpu().double().sqrt_()
+    return np.asarray(found.clamp_(min=0.0).cpu().double())
 
 
 def nearest(

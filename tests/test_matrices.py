@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.models.base import Storage
-from gmv_qdrant.vectors.matrices import GROUP, PAGE, Matrix
+from gmv_qdrant.vectors.device_rows import DeviceRows
+from gmv_qdrant.vectors.matrices import GROUP, PAGE, Keys, Matrix
 
 DIM = 5
 FLOAT = Storage()
@@ -237,3 +238,32 @@ def in_a_process(work: Any, *arguments: Any) -> None:
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("storage", [FLOAT, Storage("float16"), Storage("uint8", 1 / 255)])
+def test_rows_that_stay_on_a_device_are_those_of_the_file(tmp_path: Path, storage: Storage) -> None:
+    """On `cpu` by the code that a GPU runs: each row goes there once, and again when it is another."""
+    random = np.random.default_rng(0)
+    matrix = Matrix(tmp_path / "m", DIM, storage)
+    matrix.write(range(1, 21), storage.unpack(storage.pack(random.random((20, DIM), dtype=np.float32))))
+    reads: list[int] = []
+
+    class Counting(Matrix):
+        def read(self, keys: Keys) -> np.ndarray:
+            reads.append(len(keys))
+            return super().read(keys)
+
+    counted = Counting(tmp_path / "m", DIM, storage)
+    kept = DeviceRows(counted, "cpu", room=1 << 30)
+    sent = DeviceRows(counted, "cpu", room=8)
+    for keys in ([3, 1, 20], [1, 3, 3, 7], [7, 20]):
+        np.testing.assert_array_equal(kept.read(keys).numpy(), matrix.read(keys))
+    assert reads == [3, 1]
+    np.testing.assert_array_equal(sent.read([3, 1]).numpy(), matrix.read([3, 1]))
+    matrix.write([3, 600], storage.unpack(storage.pack(random.random((2, DIM), dtype=np.float32))))
+    for keys in ([1, 3], [600, 7]):
+        np.testing.assert_array_equal(kept.read(keys).numpy(), matrix.read(keys))
+    matrix.zero([7])
+    for bad in (7, 5_000):
+        with pytest.raises(StoreError, match="is not there"):
+            kept.read([1, bad])

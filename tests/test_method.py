@@ -233,3 +233,36 @@ def test_what_cant_be_valued_is_refused_in_a_sentence() -> None:
         method.value_embeddings(good, good, temperature=0)
     with pytest.raises(SettingsError, match="k = 0"):
         method.value_embeddings(good, good, k=0)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclid", "sqeuclid"])
+@pytest.mark.parametrize("dim", [7, 1_792, 40_000])
+def test_pairs_are_the_same_to_the_bit_on_any_number_of_threads(metric: method.Metric, dim: int) -> None:
+    """One by one, all together, and by the formula; torch splits a long row that is alone among its threads."""
+    random = torch.Generator().manual_seed(dim)
+    rows, queries = torch.rand(30, dim, generator=random), torch.rand(4, dim, generator=random)
+    of_rows, of_queries = torch.arange(120) % 30, torch.arange(120) % 4
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = method.pair_distances(metric, queries, rows, of_queries, of_rows)
+        alone = np.concatenate(
+            [
+                method.distances(metric, queries[q], rows[r][None])
+                for r, q in zip(of_rows, of_queries, strict=True)
+            ]
+        )
+        whole = np.stack([method.distances(metric, query, rows) for query in queries])
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(found, whole[of_queries, of_rows])
+    r, q = rows[of_rows], queries[of_queries]
+    if metric == "cosine":
+        lengths = torch.linalg.vector_norm(r, dim=1).double() * torch.linalg.vector_norm(q, dim=1).double()
+        plain = (1 - (r * q).sum(dim=1, dtype=torch.float64) / lengths).clamp(min=0)
+    else:
+        squares = (r - q).square().sum(dim=1).double()
+        plain = squares if metric == "sqeuclid" else squares.sqrt()
+    np.testing.assert_array_equal(found, plain.numpy())
+    assert method.distances(metric, rows[0], rows[:1])[0] <= (1e-7 if metric == "cosine" else 0)

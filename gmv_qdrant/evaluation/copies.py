@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from gmv_qdrant.ledger.database import Readable, insert, literal
 from gmv_qdrant.pipeline.assembly import Assembly
@@ -75,7 +76,7 @@ def _neighbours(parts: Assembly, rows: list[dict[str, Any]]) -> Iterator[tuple[i
     if not recall:
         return
     mine = np.array(list(recall), dtype=np.int64)
-    rerank = matcher.training.read(mine)
+    rerank = torch.as_tensor(matcher.training.read(mine)).cpu().numpy()
     for key, matches in zip(
         recall, matcher.match(np.stack(list(recall.values()))[:, None], rerank[:, None]), strict=True
     ):

@@ -110,7 +110,9 @@ class Assembly:
     def training_vectors(self, *, keep: bool = True) -> KeptVectors:
         """keep: write down what is computed."""
         make = self.maker() if may_lack_rows(self.spaces) else None
-        return KeptVectors(self.ledger, self.spaces, make, keep=keep)
+        return KeptVectors(
+            self.ledger, self.spaces, make, keep=keep, device=resolve_device(self.settings.device)
+        )
 
     def matcher(self, *, keep: bool = True) -> Matcher:
         """keep: write down what is computed and measured on the way."""

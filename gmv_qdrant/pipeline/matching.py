@@ -8,15 +8,16 @@ spare, so that the evidence stays exact without a search when training images co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from gmv_qdrant.errors import StoreError
 from gmv_qdrant.ledger.candidates import NOTHING_KNOWN, Candidates, Known, Matches
-from gmv_qdrant.method import Metric, distances
+from gmv_qdrant.method import Metric, pair_distances
 from gmv_qdrant.pipeline.embedding import Timed, untimed
 from gmv_qdrant.pipeline.training_vectors import TrainingVectors
 from gmv_qdrant.vectors.protocol import Hits
@@ -25,8 +26,8 @@ UNKNOWN_LIMIT = 16
 """Times as many points as are wanted that are searched to make up for points that are no training images."""
 SPARE = 0.1
 """Share of K that is kept in spare: withdrawing one in a hundred training images takes 2 of 200 candidates."""
-BLOCK_BYTES = 2 << 20
-"""Vectors that are compared at once on a CPU."""
+CPU_BYTES, GPU_BYTES = 2 << 20, 1 << 30
+"""Training images' vectors that are read at once; on a CPU they stay in its cache while they are compared."""
 GROUP, FEW = 512, 2
 """Images to match at once; few where their candidates' vectors are too large to be kept on disk."""
 
@@ -96,21 +97,50 @@ class Matcher:
         by_image = [hits[i * views : (i + 1) * views] for i in range(m)]
         with self._timed("re-rank"):
             drafts = [_draft(of_views, keys, one) for of_views, one in zip(by_image, known, strict=True)]
-            there = self.training.require({key for draft in drafts for key in draft.missing()})
+            there = self.training.require(
+                {key for draft in drafts for key in draft.keys[draft.open].tolist()}
+            )
+            self._compare(drafts, there, rerank)
             return [
-                self._rank(draft, there, rerank[image], _radius(by_image[image], self.candidates))
-                for image, draft in enumerate(drafts)
+                self._rank(draft, _radius(hits, self.candidates))
+                for draft, hits in zip(drafts, by_image, strict=True)
             ]
 
-    def distances(self, keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        """float64 ``(q, n)`` distances of float32 ``(q, dim)`` queries to training images whose vectors are there."""
-        parts = [np.empty((len(queries), 0))]
-        # a GPU takes all rows at once; on a CPU a block stays in the cache from reading to the last sum
-        block = len(keys) if self._device != "cpu" else max(25, BLOCK_BYTES // (4 * queries.shape[1]))
-        for start in range(0, len(keys), max(1, block)):
-            rows = self.training.read(keys[start : start + block])
-            parts.append(np.stack([distances(self._metric, query, rows, self._device) for query in queries]))
-        return np.concatenate(parts, axis=1)
+    def _compare(self, drafts: Sequence[_Draft], there: Set[int], rerank: np.ndarray) -> None:
+        """Fill in the open distances of those that are ``there``: the smallest over the views, ``(m, views, dim)``."""
+        known = np.array(sorted(there), dtype=np.int32)
+        fresh = [np.flatnonzero(draft.open & np.isin(draft.keys, known)) for draft in drafts]
+        keys = [draft.keys[which] for draft, which in zip(drafts, fresh, strict=True)]
+        ends = np.cumsum([len(which) for which in fresh])[:-1]
+        by_view = self.distances(
+            np.concatenate(keys), np.repeat(np.arange(len(drafts)), [len(which) for which in fresh]), rerank
+        )
+        nearest, views = (np.split(rows, ends) for rows in (by_view.min(axis=0), by_view.argmin(axis=0)))
+        for draft, which, distances, view in zip(drafts, fresh, nearest, views, strict=True):
+            draft.rows.distances[which], draft.rows.views[which] = distances, view
+            draft.open[which] = False
+
+    def distances(self, keys: np.ndarray, images: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        """float64 ``(views, pairs)``: of training image ``keys[i]`` to the views of ``queries[images[i]]``.
+
+        queries: float32 ``(m, views, dim)``. The training images' vectors are there; each is read once.
+        """
+        found = np.empty((queries.shape[1], len(keys)))
+        if not len(keys):
+            return found
+        by_view = torch.from_numpy(queries).to(self._device).unbind(1)
+        distinct, places = np.unique(keys, return_inverse=True)
+        order = np.argsort(places, kind="stable")
+        block = max(25, (CPU_BYTES if self._device == "cpu" else GPU_BYTES) // (4 * queries.shape[2]))
+        starts = np.arange(0, len(distinct), block)
+        for start, pairs in zip(
+            starts, np.split(order, np.searchsorted(places[order], starts[1:])), strict=True
+        ):
+            rows = torch.as_tensor(self.training.read(distinct[start : start + block])).to(self._device)
+            which, whose = torch.from_numpy(places[pairs] - start), torch.from_numpy(images[pairs])
+            for view, vectors in enumerate(by_view):
+                found[view, pairs] = pair_distances(self._metric, vectors, rows, whose, which)
+        return found
 
     def _recall(self, queries: np.ndarray, wanted: int) -> tuple[list[Hits], dict[str, int]]:
         """The ``wanted`` nearest training images of each query, and the training keys of all of them.
@@ -137,16 +167,8 @@ class Matcher:
                 )
             limit = min(2 * limit + max(lacking), most)
 
-    def _rank(self, draft: _Draft, there: Container[int], queries: np.ndarray, radius: float) -> Matches:
-        """Order candidates by their smallest distance over the views; those without a vector are left out."""
-        fresh = np.array(
-            [i for i in np.flatnonzero(draft.open) if int(draft.keys[i]) in there], dtype=np.intp
-        )
-        if len(fresh):
-            by_view = self.distances(draft.keys[fresh], queries)
-            draft.rows.distances[fresh] = by_view.min(axis=0)
-            draft.rows.views[fresh] = by_view.argmin(axis=0)
-            draft.open[fresh] = False
+    def _rank(self, draft: _Draft, radius: float) -> Matches:
+        """Order candidates by their distance; those without a vector are left out."""
         spare = draft.places[self.candidates :]
         candidates = np.setdiff1d(np.arange(len(draft.keys)), spare)
         settled = candidates[~draft.open[candidates]]
@@ -177,9 +199,6 @@ class _Draft:
     @property
     def keys(self) -> np.ndarray:
         return self.rows.keys
-
-    def missing(self) -> Iterator[int]:
-        return (int(key) for key in self.keys[self.open])
 
 
 def _draft(hits: Sequence[Hits], keys: Mapping[str, int], known: Known) -> _Draft:

@@ -23,6 +23,7 @@ from gmv_qdrant.pipeline.embedding import Loaded, encode_each, forward, unusable
 from gmv_qdrant.pipeline.spaces import Spaces
 from gmv_qdrant.pipeline.streams import Progress, batched, mapped
 from gmv_qdrant.settings import Settings
+from gmv_qdrant.vectors.device_rows import DeviceRows
 from gmv_qdrant.vectors.protocol import parse_point_id
 
 MEMORY_BYTES = 1 << 30
@@ -45,8 +46,8 @@ class TrainingVectors(Protocol):
         """Make the vectors of these available; returns the keys of those that are."""
         ...
 
-    def read(self, keys: np.ndarray) -> np.ndarray:
-        """float32 ``(n, dim)``, of keys that `require` returned."""
+    def read(self, keys: np.ndarray) -> np.ndarray | torch.Tensor:
+        """float32 ``(n, dim)``, of keys that `require` returned; a tensor where they are on a device already."""
         ...
 
 
@@ -54,11 +55,17 @@ class KeptVectors:
     """`TrainingVectors` of a workspace.
 
     make: for vectors that may lack a row, because a collection was adopted or they are too large to be kept; None
-    where every image has its row. keep: write down what was made.
+    where every image has its row. keep: write down what was made. device: where vectors are compared.
     """
 
     def __init__(
-        self, ledger: Ledger, spaces: Spaces, make: Make | None = None, *, keep: bool = True
+        self,
+        ledger: Ledger,
+        spaces: Spaces,
+        make: Make | None = None,
+        *,
+        keep: bool = True,
+        device: str = "cpu",
     ) -> None:
         self._ledger = ledger
         self._matrix = spaces.training
@@ -67,6 +74,7 @@ class KeptVectors:
         self._keep = keep and self._matrix is not None
         self._made: OrderedDict[int, np.ndarray] = OrderedDict()
         """Packed vectors that aren't in the matrix."""
+        self._on_device = DeviceRows(self._matrix, device) if self._matrix is not None else None
 
     def keys(self, points: Iterable[str]) -> dict[str, int]:
         rows = self._ledger.query(
@@ -87,10 +95,10 @@ class KeptVectors:
             wanted -= set(missing) - {key for key, _ in made}
         return wanted
 
-    def read(self, keys: np.ndarray) -> np.ndarray:
-        made = np.array([int(key) in self._made for key in keys], dtype=bool)
-        if self._matrix is not None and not made.any():
-            return self._matrix.read(keys)
+    def read(self, keys: np.ndarray) -> np.ndarray | torch.Tensor:
+        made = np.isin(keys, np.fromiter(self._made, dtype=np.int64, count=len(self._made)))
+        if self._on_device is not None and not made.any():
+            return self._on_device.read(keys)
         vectors = np.empty((len(keys), self._shape.dim), dtype=np.float32)
         if self._matrix is not None and not made.all():
             vectors[~made] = self._matrix.read(keys[~made])

@@ -150,8 +150,8 @@ def _merge(
         lists = zip(places.tolist(), np.split(key_of[near.training], starts[1:]), strict=True)
         for chunk in batched(lists, CHUNK):
             queries = spaces.read_rerank(keys[[place for place, _ in chunk]])
-            for query, (_, mine) in zip(queries, chunk, strict=True):
-                distances.append(matcher.distances(mine, query)[0])
+            of = np.repeat(np.arange(len(chunk)), [len(mine) for _, mine in chunk])
+            distances.append(matcher.distances(np.concatenate([mine for _, mine in chunk]), of, queries)[0])
     entering = (
         keys[near.generated],
         key_of[near.training],

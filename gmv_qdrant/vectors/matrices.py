@@ -81,6 +81,15 @@ class Matrix:
         self._refuse(keys[self._sums(groups, keys) != sums], "was taken out meanwhile")
         return self.storage.unpack(stored)
 
+    @property
+    def rows(self) -> int:
+        """Rows that the file has room for as it is now."""
+        return len(self._map()) * GROUP
+
+    def sums(self, keys: Keys) -> np.ndarray:
+        """uint64 ``(n,)``: the rows' checksums in the file as it is now; 0 where there is no row."""
+        return self._sums(self._map(), _array(keys))
+
     def stored(self, keys: Keys) -> np.ndarray:
         """Those rows of these keys that are there, in the dtype and the bytes of the file; nothing is compared."""
         keys, groups = _array(keys), self._map()

@@ -1,4 +1,8 @@
-"""Shared by the benchmarks of this folder: images, clocks, memory, and one JSON document on stdout."""
+"""Shared by the benchmarks of this folder: images, clocks, counters, and the rows that they print.
+
+A row is ``{"figure", "value", "low", "high", "unit", "aim"}``: the median of the turns, the smallest and the largest. A
+count, which no machine changes, is ``{"figure", "count", "expected"}``.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import json
 import os
 import platform
 import runpy
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,86 +26,117 @@ from PIL import Image
 
 from gmv_qdrant import Workspace
 
-Clock = dict[str, float]
-"""Seconds by the clock (``wall``) and of the processor (``cpu``), or by phase."""
+Row = dict[str, Any]
+KIT = Path(__file__).resolve().parents[2].parent / "shared/data"
+"""Real images and weights (docs/research/performance.md); small runs need none."""
+PACKAGES = ("torch", "qdrant-edge-py", "duckdb", "numpy")
 
 
-def arguments(text: str | None, training: int, generated: int) -> argparse.ArgumentParser:
-    """``--training`` and ``--generated``, each a folder or an .npz file, and how many of each: ``-n`` and ``-m``."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--generated", type=Path, required=True)
-    parser.add_argument("-n", type=int, default=training)
-    parser.add_argument("-m", type=int, default=generated)
-    return parser
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--kit", type=Path, default=KIT)
+    made.add_argument(
+        "--small", action="store_true", help="seconds, without the kit: counts are what is looked at"
+    )
+    made.add_argument("--turns", type=int, default=5)
+    made.add_argument("--device", default="cpu")
+    return made
 
 
-def add_networks(parser: argparse.ArgumentParser) -> None:
-    """The three networks, the paper's by default."""
-    parser.add_argument("--encoder", default="clip")
-    parser.add_argument("--weights", help="a file with the encoder's weights")
-    parser.add_argument("--distance", default="dreamsim")
-    parser.add_argument("--quality", default="maniqa")
+def row(figure: str, values: Sequence[float], unit: str = "times", aim: str | None = None) -> Row:
+    """aim: as ``<= 1.10`` or ``>= 0.99``."""
+    return {
+        "figure": figure, "value": statistics.median(values), "low": min(values), "high": max(values),
+        "turns": len(values), "unit": unit, "aim": aim,
+    }  # fmt: skip
 
 
-def read_images(source: Path, count: int) -> list[Image.Image]:
-    """The first images of a folder, or of the array ``images`` in an .npz file.
-
-    An .npz file without that array is read by the ``load.py`` of the data kit that it stands in.
-    """
-    if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
-        return [Image.open(path).convert("RGB") for path in paths[:count]]
-    with np.load(source) as archive:
-        arrays = archive.get("images")
-    if arrays is None:
-        arrays = runpy.run_path(str(source.parents[1] / "load.py"))["load"](source)["images"]
-    return [Image.fromarray(array).convert("RGB") for array in arrays[:count]]
+def count(figure: str, found: int, expected: int) -> Row:
+    return {"figure": figure, "count": int(found), "expected": int(expected)}
 
 
-def write_images(images: Iterable[Image.Image], folder: Path) -> Path:
+def show(rows: Sequence[Row], **more: Any) -> None:
+    print(json.dumps({"rows": list(rows), **more}, indent=2, default=float))
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Seconds by the clock of each side, taken in turns, so that whatever else happens meets all of them."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(turns):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            found[name].append(time.perf_counter() - started)
+    return found
+
+
+def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(of, to, strict=True)]
+
+
+def images(kit: Path, name: str, first: int, last: int) -> list[Image.Image]:
+    """Images of a set of the kit; random ones where there is no kit."""
+    if not kit.is_dir():
+        random = np.random.default_rng(len(name))
+        pixels = random.integers(0, 256, (last, 32, 32, 3), dtype=np.uint8)[first:]
+    else:
+        pixels = runpy.run_path(str(kit / "load.py"))["load"](kit / "images" / f"{name}.npz")["images"][
+            first:last
+        ]
+    return [Image.fromarray(one).convert("RGB") for one in pixels]
+
+
+def write_images(pictures: Iterable[Image.Image], folder: Path) -> Path:
     """PNG files, as users have them."""
     folder.mkdir(parents=True)
-    for index, image in enumerate(images):
+    for index, image in enumerate(pictures):
         image.save(folder / f"{index:06d}.png", compress_level=1)
     return folder
 
 
-def seconds(call: Callable[[], Any]) -> Clock:
-    """Wall and processor seconds of ``call``; other work on the machine disturbs the second less."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+def networks(kit: Path, small: bool) -> dict[str, Any]:
+    """EfficientNet-Lite0 and LPIPS at 64 pixels with real weights; small runs have no networks."""
+    if small:
+        return {"encoder": "pixels:16", "distance": "l2@16", "quality": "none"}
+    os.environ["TORCH_HOME"] = str(kit / "weights/torch_home")
+    weights = str(kit / "weights/tf_efficientnet_lite0-fp16.pth")
+    return {
+        "encoder": "timm:tf_efficientnet_lite0", "encoder_weights": weights, "distance": "lpips:alex@64",
+        "quality": "none",
+    }  # fmt: skip
 
 
-def end_to_end(workspace: Workspace, verb: str, folder: Path) -> tuple[Clock, Clock]:
-    """Seconds of a verb, and of its phases; without what isn't paid per image: loading networks, quantizing."""
-    with workspace._alone() as context:
-        loading = seconds(context.claim)
-    summary: dict[str, Any] = {}
-    whole = seconds(lambda: summary.update(getattr(workspace, verb)([folder])))
-    phases = summary["seconds"]
-    quantizing = phases.get("optimize", 0.0)
-    return {"wall": phases["total"] - quantizing, "cpu": whole["cpu"] - loading["cpu"]}, phases
+def workspace(root: Path, device: str, settings: Mapping[str, Any], **more: Any) -> Workspace:
+    Workspace.init(root, **settings, **more)
+    return Workspace(root, device=device)
+
+
+@contextmanager
+def counted(owner: Any, method: str, size: Callable[..., int]) -> Iterator[list[int]]:
+    """What each call of a method within the block adds, by ``size`` of its arguments."""
+    before, found = getattr(owner, method), []
+
+    def call(*args: Any, **options: Any) -> Any:
+        found.append(size(*args, **options))
+        return before(*args, **options)
+
+    setattr(owner, method, call)
+    try:
+        yield found
+    finally:
+        setattr(owner, method, before)
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, int]]:
-    """Peak MB of this process within the block: ``own`` is what can't be dropped, ``mapped`` files in use.
-
-    Where there is no /proc, the block runs and the peaks stay 0.
-    """
-    peak = {"own": 0, "mapped": 0}
-    done = threading.Event()
-    status = Path("/proc/self/status")
+    """Peak MB of this process within the block that can't be dropped; 0 where there is no /proc."""
+    peak, done, status = {"own": 0}, threading.Event(), Path("/proc/self/status")
 
     def watch() -> None:
-        while True:
+        while not done.wait(0.02):
             lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            for name, key in (("own", "RssAnon"), ("mapped", "RssFile")):
-                peak[name] = max(peak[name], int(lines[key].split()[0]) >> 10)
-            if done.wait(0.02):
-                return
+            peak["own"] = max(peak["own"], int(lines["RssAnon"].split()[0]) >> 10)
 
     watcher = threading.Thread(target=watch, daemon=True)
     if status.exists():
@@ -113,28 +149,22 @@ def peak_memory() -> Iterator[dict[str, int]]:
             watcher.join()
 
 
-def disk_mb(folder: Path) -> float:
-    return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, 1)
-
-
 def machine() -> dict[str, Any]:
-    """What the figures were measured on; ``load`` is the number of processes that wanted a core at the start."""
+    """What the figures were measured on."""
+    cpu = Path("/proc/cpuinfo")
+    names = (
+        [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        if cpu.exists()
+        else []
+    )
     return {
+        "processor": names[0].split(":")[1].strip() if names else platform.machine(),
         "cores": os.cpu_count(),
-        "processor": platform.machine(),
         "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-        "load": round(os.getloadavg()[0], 1),
-        **{name: version(name) for name in ("torch", "qdrant-edge-py", "duckdb")},
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
     }
 
 
 def note(*words: object) -> None:
     print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
-
-
-def show(figures: Mapping[str, Any], out: Path | None = None) -> None:
-    """Figures as JSON on stdout, and in a file."""
-    text = json.dumps(figures, indent=2, default=float)
-    print(text)
-    if out:
-        out.write_text(text + "\n")
