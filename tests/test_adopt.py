@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tiny_workspace
 from click.testing import CliRunner, Result
 from qdrant_client.http import models as m
 from store.loopback import Fault, Loopback, is_write
+from store.relay import Server
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
@@ -24,34 +26,39 @@ SETTINGS = {name: value for name, value in tiny_workspace.SETTINGS.items() if na
 OWNERS = ("ada", "bo", "chi")
 
 
-class ReadOnly(Loopback):
+class ReadOnly(Server):  # type: ignore[misc, valid-type]
     """Counts and rejects every write, but for those that a test does itself."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.rejected: list[str] = []
-        self.writable = False
 
     def handle(self, method: str, path: str, body: bytes) -> Any:
-        if is_write(method, path) and not self.writable:
+        if is_write(method, path) and threading.current_thread() is not threading.main_thread():
             self.rejected.append(f"{method} {path}")
             raise AssertionError("nothing of theirs may be written")
         return super().handle(method, path, body)
 
-    def theirs(self, method: str, path: str, body: Any) -> Any:
-        """What their own programs do."""
-        return super().handle(
-            method,
-            path,
-            body if isinstance(body, bytes) else body.model_dump_json(exclude_none=True).encode(),
-        )
+
+def theirs(server: Loopback, method: str, path: str, body: Any) -> Any:
+    """What their own programs do."""
+    sent = body if isinstance(body, bytes) else body.model_dump_json(exclude_none=True).encode()
+    return server.handle(method, path, sent)
 
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[ReadOnly]:
     with ReadOnly(folder / "server") as loopback:
         yield loopback
-    assert loopback.rejected == []
+        assert loopback.rejected == []
+    assert loopback.invalid == []
+
+
+@pytest.fixture
+def stand_in(folder: Path) -> Iterator[Loopback]:
+    """Builds codes of a few hundred points at once, where that is asked for."""
+    with Loopback(folder / "server") as loopback:
+        yield loopback
     assert loopback.invalid == []
 
 
@@ -61,15 +68,15 @@ def vector(seed: int) -> np.ndarray:
 
 
 def create(
-    server: ReadOnly, *, distance: str = "Cosine", name: str = "", dim: int = 192, collection: str = "theirs"
+    server: Loopback, *, distance: str = "Cosine", name: str = "", dim: int = 192, collection: str = "theirs"
 ) -> None:
     params = m.VectorParams(size=dim, distance=m.Distance(distance))
     vectors: Any = {name: params} if name else params
-    server.theirs("PUT", f"/collections/{collection}", m.CreateCollection(vectors=vectors, shard_number=2))
+    theirs(server, "PUT", f"/collections/{collection}", m.CreateCollection(vectors=vectors, shard_number=2))
 
 
 def put(
-    server: ReadOnly,
+    server: Loopback,
     folder: Path,
     seeds: Sequence[int],
     *,
@@ -95,14 +102,14 @@ def put(
             for seed in seeds
         ],
     )
-    server.theirs("PUT", "/collections/theirs/points", m.PointsBatch(batch=batch))
+    theirs(server, "PUT", "/collections/theirs/points", m.PointsBatch(batch=batch))
 
 
-def delete(server: ReadOnly, seeds: Sequence[int]) -> None:
-    server.theirs("POST", "/collections/theirs/points/delete", m.PointIdsList(points=list(seeds)))
+def delete(server: Loopback, seeds: Sequence[int]) -> None:
+    theirs(server, "POST", "/collections/theirs/points/delete", m.PointIdsList(points=list(seeds)))
 
 
-def adopt(server: ReadOnly, folder: Path, **options: Any) -> dict[str, Any]:
+def adopt(server: Loopback, folder: Path, **options: Any) -> dict[str, Any]:
     fields = {"uri": "file.path", "owner": "photographer", "label": "kind", "uri_prefix": f"{folder}/"}
     given = {"qdrant_url": server.url, "collection": "theirs", **SETTINGS, **options}
     given["fields"] = {**fields, **options.get("fields", {})}
@@ -147,7 +154,7 @@ def expected(training: Sequence[int]) -> dict[str, float]:
     ],
 )
 def test_values_of_a_foreign_collection_and_nothing_written(
-    folder: Path, server: ReadOnly, generated: Path, distance: str, name: str, length: float
+    folder: Path, server: Loopback, generated: Path, distance: str, name: str, length: float
 ) -> None:
     create(server, distance=distance, name=name)
     put(server, folder, TRAINING, name=name, lengths=length)
@@ -161,7 +168,7 @@ def test_values_of_a_foreign_collection_and_nothing_written(
     assert server.writes() == []
 
 
-def test_all_that_can_be_asked_of_it_writes_nothing(folder: Path, server: ReadOnly, generated: Path) -> None:
+def test_all_that_can_be_asked_of_it_writes_nothing(folder: Path, server: Loopback, generated: Path) -> None:
     create(server)
     put(server, folder, TRAINING)
     server.api_key, server.read_only_key = "may-write", "may-read"
@@ -183,7 +190,7 @@ def test_all_that_can_be_asked_of_it_writes_nothing(folder: Path, server: ReadOn
     assert server.writes() == []
 
 
-def test_the_command_line_does_it_in_one_go(folder: Path, server: ReadOnly, generated: Path) -> None:
+def test_the_command_line_does_it_in_one_go(folder: Path, server: Loopback, generated: Path) -> None:
     create(server)
     put(server, folder, TRAINING)
     command = (
@@ -206,7 +213,7 @@ def test_the_command_line_does_it_in_one_go(folder: Path, server: ReadOnly, gene
 
 @pytest.mark.parametrize("where", [{"customer": "b"}, {"paid": "true", "customer": "7"}])
 def test_a_tenant_sees_nothing_of_the_others(
-    folder: Path, server: ReadOnly, generated: Path, where: dict[str, str]
+    folder: Path, server: Loopback, generated: Path, where: dict[str, str]
 ) -> None:
     create(server)
     mine, others = TRAINING[:20], TRAINING[20:]
@@ -229,20 +236,20 @@ def test_a_tenant_sees_nothing_of_the_others(
 # -- the proof -------------------------------------------------------------------------------------------------------
 
 
-def refused(server: ReadOnly, folder: Path, kind: type[GmvError], sentence: str, **options: Any) -> None:
+def refused(server: Loopback, folder: Path, kind: type[GmvError], sentence: str, **options: Any) -> None:
     with pytest.raises(kind, match=sentence):
         adopt(server, folder, **options)
     assert not (folder / "ws" / "gmv.toml").exists()
     assert not (folder / "ws" / "ledger.duckdb").exists()
 
 
-def test_another_encoder_is_refused_with_the_one_that_fits(folder: Path, server: ReadOnly) -> None:
+def test_another_encoder_is_refused_with_the_one_that_fits(folder: Path, server: Loopback) -> None:
     create(server, dim=12)
     tiny_workspace.write(folder / "theirs", TRAINING)
     small = [np.random.default_rng(seed).random(12).tolist() for seed in TRAINING]
     payloads = [{"uri": str(folder / "theirs" / f"{seed}.png")} for seed in TRAINING]
     batch = m.Batch(ids=list(TRAINING), vectors=small, payloads=payloads)
-    server.theirs("PUT", "/collections/theirs/points", m.PointsBatch(batch=batch))
+    theirs(server, "PUT", "/collections/theirs/points", m.PointsBatch(batch=batch))
     plain = {"uri": "uri", "owner": "owner", "label": "label", "uri_prefix": ""}
     refused(server, folder, CollectionMismatch, r"have 12 numbers, and the encoder pixels:8 gives 192; encoders of 12 "
             "numbers: pixels:2", fields=plain)  # fmt: skip
@@ -252,7 +259,7 @@ def test_another_encoder_is_refused_with_the_one_that_fits(folder: Path, server:
 
 
 def test_the_encoder_that_fits_is_measured(
-    folder: Path, server: ReadOnly, monkeypatch: pytest.MonkeyPatch
+    folder: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another of the same dimension, whose weights are here, is tried on the sample."""
     from gmv_qdrant.models import registry
@@ -273,7 +280,7 @@ def test_the_encoder_that_fits_is_measured(
             encoder="upside:8")  # fmt: skip
 
 
-def test_a_few_images_may_have_changed_but_not_many(folder: Path, server: ReadOnly) -> None:
+def test_a_few_images_may_have_changed_but_not_many(folder: Path, server: Loopback) -> None:
     create(server)
     put(server, folder, TRAINING)
     for seed in range(0, 40, 8):
@@ -288,7 +295,7 @@ def test_a_few_images_may_have_changed_but_not_many(folder: Path, server: ReadOn
     assert (folder / "ws" / "gmv.toml").exists(), "what was adopted before stays"
 
 
-def test_euclid_with_lengths_that_differ_is_refused(folder: Path, server: ReadOnly) -> None:
+def test_euclid_with_lengths_that_differ_is_refused(folder: Path, server: Loopback) -> None:
     create(server, distance="Euclid")
     put(server, folder, TRAINING[:20], lengths=1.0)
     put(server, folder, TRAINING[20:], lengths=9.0)
@@ -298,7 +305,7 @@ def test_euclid_with_lengths_that_differ_is_refused(folder: Path, server: ReadOn
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-def test_each_wrong_name_has_its_sentence(folder: Path, server: ReadOnly) -> None:
+def test_each_wrong_name_has_its_sentence(folder: Path, server: Loopback) -> None:
     create(server, name="clip")
     put(server, folder, TRAINING, name="clip")
     create(server, collection="empty")
@@ -323,7 +330,7 @@ def test_each_wrong_name_has_its_sentence(folder: Path, server: ReadOnly) -> Non
 
 
 def test_points_without_a_path_are_left_out_and_counted(
-    folder: Path, server: ReadOnly, generated: Path
+    folder: Path, server: Loopback, generated: Path
 ) -> None:
     create(server)
     put(server, folder, TRAINING)
@@ -335,7 +342,7 @@ def test_points_without_a_path_are_left_out_and_counted(
     assert tiny_workspace.values(workspace) == pytest.approx(expected(TRAINING), abs=1e-6)
 
 
-def test_images_that_went_are_quarantined(folder: Path, server: ReadOnly, generated: Path) -> None:
+def test_images_that_went_are_quarantined(folder: Path, server: Loopback, generated: Path) -> None:
     create(server)
     put(server, folder, TRAINING)
     adopt(server, folder)
@@ -356,7 +363,7 @@ def test_images_that_went_are_quarantined(folder: Path, server: ReadOnly, genera
 # -- a collection that changes ---------------------------------------------------------------------------------------
 
 
-def test_points_that_come_and_go_while_it_is_valued(folder: Path, server: ReadOnly, generated: Path) -> None:
+def test_points_that_come_and_go_while_it_is_valued(folder: Path, server: Loopback, generated: Path) -> None:
     create(server)
     put(server, folder, TRAINING)
     adopt(server, folder)
@@ -391,7 +398,7 @@ def test_points_that_come_and_go_while_it_is_valued(folder: Path, server: ReadOn
     assert server.writes() == []
 
 
-def test_update_says_that_the_collection_has_changed(folder: Path, server: ReadOnly, generated: Path) -> None:
+def test_update_says_that_the_collection_has_changed(folder: Path, server: Loopback, generated: Path) -> None:
     create(server)
     put(server, folder, TRAINING)
     adopt(server, folder)
@@ -413,7 +420,7 @@ def test_update_says_that_the_collection_has_changed(folder: Path, server: ReadO
 
 
 def test_a_collection_that_is_deleted_or_emptied_changes_nothing_here(
-    folder: Path, server: ReadOnly, generated: Path
+    folder: Path, server: Loopback, generated: Path
 ) -> None:
     create(server)
     put(server, folder, TRAINING)
@@ -424,7 +431,7 @@ def test_a_collection_that_is_deleted_or_emptied_changes_nothing_here(
     delete(server, TRAINING)
     with pytest.raises(GmvError, match="'theirs' has no points any more"):
         adopt(server, folder)
-    server.theirs("DELETE", "/collections/theirs", b"")
+    theirs(server, "DELETE", "/collections/theirs", b"")
     for call in (lambda: workspace.value([generated], batch="b"), lambda: adopt(server, folder)):
         with pytest.raises(StoreError, match="has no collection 'theirs'"):
             call()
@@ -436,23 +443,13 @@ def test_a_collection_that_is_deleted_or_emptied_changes_nothing_here(
 
 
 def test_a_scroll_that_is_cut_off_goes_on(
-    folder: Path, server: ReadOnly, generated: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, server: Loopback, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gmv_qdrant.vectors.server.limits.BATCH", 8)
     create(server)
     put(server, folder, TRAINING)
-    server.fail(Fault("drop"), Fault("answer", 503), Fault("half"), on="/points/scroll")
-    scrolls = 0
-    original = ReadOnly.scroll
-
-    def cut(self: ReadOnly, collection: Any, wanted: Any) -> Any:
-        nonlocal scrolls
-        scrolls += 1
-        if scrolls == 12:
-            self.fail(*[Fault("drop")] * 200, on="/points/scroll")
-        return original(self, collection, wanted)
-
-    monkeypatch.setattr(ReadOnly, "scroll", cut)
+    passing = [Fault("drop"), Fault("answer", 503), Fault("half"), *[Fault("slow")] * 11]
+    server.fail(*passing, *[Fault("drop")] * 200, on="/points/scroll")
     with pytest.raises(StoreError, match="no answer"):
         adopt(server, folder)
     server.faults.clear()
@@ -468,18 +465,17 @@ def test_a_scroll_that_is_cut_off_goes_on(
 # -- what two flags ask for ------------------------------------------------------------------------------------------
 
 
-def test_quantization_when_asked_for(folder: Path, server: ReadOnly, generated: Path) -> None:
-    create(server, name="clip")
+def test_quantization_when_asked_for(folder: Path, stand_in: Loopback, generated: Path) -> None:
+    create(stand_in, name="clip")
     seeds = range(300)
-    put(server, folder, seeds, name="clip")
-    server.writable = True
-    assert adopt(server, folder, enable_quantization=True)["quantized"] == 300
-    kinds = {(method, path.removeprefix("/collections/theirs")) for method, path, _ in server.writes()}
+    put(stand_in, folder, seeds, name="clip")
+    assert adopt(stand_in, folder, enable_quantization=True)["quantized"] == 300
+    kinds = {(method, path.removeprefix("/collections/theirs")) for method, path, _ in stand_in.writes()}
     assert kinds == {("PATCH", "")}
     assert Workspace(folder / "ws").status()["store"]["quantization"] == "pq"
-    seen = len(server.writes())
-    assert adopt(server, folder, enable_quantization=True).get("new", 0) == 0
-    assert server.writes()[seen:] == []
+    seen = len(stand_in.writes())
+    assert adopt(stand_in, folder, enable_quantization=True).get("new", 0) == 0
+    assert stand_in.writes()[seen:] == []
     workspace = Workspace(folder / "ws")
     workspace.value([generated])
     assert tiny_workspace.values(workspace) == pytest.approx(expected(seeds), abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import urllib.parse
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_workspace
 from store.loopback import Loopback
+from store.relay import Server
 from store.served import Refused
 
 from gmv_qdrant import Workspace
@@ -28,9 +30,18 @@ SETTINGS = {name: value for name, value in tiny_workspace.SETTINGS.items() if na
 def server(folder: Path) -> Iterator[Loopback]:
     tiny_workspace.write(folder / "images", SEEDS)
     tiny_workspace.write(folder / "generated", [100, 101])
-    with Loopback(folder / "server") as loopback:
+    with Server(folder / "server") as loopback:
         yield loopback
     assert loopback.invalid == []
+
+
+@pytest.fixture
+def stand_in(folder: Path) -> Iterator[Loopback]:
+    """For what a single real server doesn't do when it is asked: custom sharding, answers that break off."""
+    tiny_workspace.write(folder / "images", SEEDS)
+    tiny_workspace.write(folder / "generated", [100, 101])
+    with Loopback(folder / "server") as loopback:
+        yield loopback
 
 
 def vector(seed: int, length: float = 1.0) -> list[float]:
@@ -270,9 +281,9 @@ def test_a_second_vector_is_the_rerank_space(
 
 
 def test_reading_a_second_vector_goes_on_where_it_stopped(
-    folder: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+    folder: Path, stand_in: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two_vectors(server, folder)
+    two_vectors(stand_in, folder)
     monkeypatch.setattr("gmv_qdrant.deployments.adopt.ROWS", 8)
     original = Loopback.retrieve
     reads = 0
@@ -286,9 +297,9 @@ def test_reading_a_second_vector_goes_on_where_it_stopped(
 
     monkeypatch.setattr(Loopback, "retrieve", cut)
     with pytest.raises(GmvError):
-        adopt(server, folder, **SECOND)
+        adopt(stand_in, folder, **SECOND)
     monkeypatch.setattr(Loopback, "retrieve", original)
-    assert adopt(server, folder, **SECOND)["read"] == 24
+    assert adopt(stand_in, folder, **SECOND)["read"] == 24
 
 
 def test_a_second_vector_alone_with_trust(folder: Path, server: Loopback) -> None:
@@ -369,13 +380,13 @@ def test_dot_with_lengths_that_differ(folder: Path, server: Loopback) -> None:
         adopt(server, folder)
 
 
-def test_one_id_under_two_shard_keys(folder: Path, server: Loopback) -> None:
-    create(server, sharding_method="custom", shard_number=1)
+def test_one_id_under_two_shard_keys(folder: Path, stand_in: Loopback) -> None:
+    create(stand_in, sharding_method="custom", shard_number=1)
     rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
-    put(server, rows, shard_key="a")
-    put(server, rows[:10], shard_key="b")
+    put(stand_in, rows, shard_key="a")
+    put(stand_in, rows[:10], shard_key="b")
     with pytest.raises(CollectionMismatch, match=r"holds 10 of its ids under several shard keys"):
-        adopt(server, folder)
+        adopt(stand_in, folder)
 
 
 def test_points_without_the_vector_are_counted(folder: Path, server: Loopback) -> None:
@@ -424,6 +435,18 @@ def test_the_same_images_under_new_ids_keep_their_credits(folder: Path, server: 
     assert after == {str(int(key) + 1_000): value for key, value in before.items()}
     Workspace(folder / "ws").value([folder / "generated"], batch="b")
     assert Workspace(folder / "ws").check() == []
+
+
+def test_requests_and_bytes_are_few(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than they are today: a search of many images is one request, and payloads aren't read twice."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts/bench")
+    counted = importlib.import_module("requests_counted").counted
+    found = {one.command: one for one in counted(300, 200, folder)}
+    most = {"`adopt`": 17, "`value`": 12, "`adopt` again, 30 images more": 11, "`update`": 7}
+    assert {name: one.requests for name, one in found.items() if one.requests > most[name]} == {}
+    adopted, valued = found["`adopt`"], found["`value`"]
+    assert adopted.received < 300 * 507 * 22 * 3, "vectors of the samples, and of nothing else"
+    assert valued.sent < 200 * 507 * 22 * 4, "each query once, and what recall is measured on"
 
 
 def test_requests_are_few_and_only_what_is_mapped_is_asked_for(folder: Path, server: Loopback) -> None:

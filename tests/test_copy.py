@@ -14,6 +14,7 @@ import pytest
 import tiny_workspace
 from click.testing import CliRunner
 from store.loopback import Fault, Loopback
+from store.relay import Server
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[Loopback]:
-    with Loopback(folder / "server") as loopback:
+    with Server(folder / "server") as loopback:
         yield loopback
     assert loopback.invalid == []
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_workspace
 from store.loopback import Loopback
+from store.relay import Server
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.errors import CollectionMismatch, GmvError, SettingsError, StoreError
@@ -23,14 +24,14 @@ TRAINING = range(20)
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[Loopback]:
-    with Loopback(folder / "server") as loopback:
+    with Server(folder / "server") as loopback:
         yield loopback
     assert loopback.invalid == []
 
 
 @pytest.fixture
 def other(folder: Path) -> Iterator[Loopback]:
-    with Loopback(folder / "other_server") as loopback:
+    with Server(folder / "other_server") as loopback:
         yield loopback
 
 
@@ -166,7 +167,7 @@ def test_an_ingest_without_an_image_claims_nothing(folder: Path, server: Loopbac
     (folder / "bad").mkdir()
     (folder / "bad" / "x.png").write_bytes(b"no image")
     make(folder / "a", server).ingest([folder / "bad"])
-    assert server.collections == {}
+    assert server.names() == set()
     make(folder / "b", server).ingest([images])
     assert points(server) == 20
 

@@ -92,6 +92,10 @@ class Loopback:
         for collection in self.collections.values():
             collection.shard.close()
 
+    def names(self) -> set[str]:
+        """The collections that there are."""
+        return set(self.collections)
+
     def fail(self, *faults: Fault, on: str = "") -> None:
         """Queue faults for the next requests whose ``METHOD path`` contains ``on``."""
         self.faults += [(on, f) for f in faults]

@@ -61,7 +61,9 @@ class Collection:
         self.payload_schema: dict[str, Any] = {}
         self.copies: defaultdict[Any, set[Any]] = defaultdict(set)
         """Under which shard keys a point is, where sharding is custom: one id may be there several times."""
-        self.threshold = 1
+        coded = self.quantization or any(v.quantization_config for v in self.vectors.values())
+        self.threshold = 1 if coded else 10_000
+        """KB below which nothing is built: a server's own for plain vectors, and codes of few points at once."""
         self.optimizer: dict[str, Any] = {}
         self.yellow = 0
         self.builds = True
