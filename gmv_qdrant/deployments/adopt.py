@@ -118,16 +118,12 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
 
 
 def _first(store: VectorStore) -> list[Point]:
-    """Some hundred points, with their vectors."""
-    found: list[Point] = []
-    for page in store.scroll(with_vectors=True):
-        found += page
-        if len(found) >= FIRST:
-            break
-    return found
+    """Some points, with their vectors and all of their payloads, which may be large: a few in a request."""
+    ids = next(store.ids(), [])[:FIRST]
+    return [point for some in batched(ids, 32) for point in store.retrieve(some, with_vectors=True)]
 
 
-FIRST = 256
+FIRST = 128
 """Points that a collection is judged by before all of it is read."""
 
 

@@ -41,7 +41,7 @@ class Count:
 
 
 def counted(training: int, generated: int, folder: Path) -> list[Count]:
-    """A foreign collection of ``training`` images, ``generated`` images valued against it, then a tenth more of each."""
+    """A foreign collection of ``training`` images, ``generated`` valued against it, then a tenth more of them."""
     from loopback import Loopback
 
     more = training // 10

@@ -9,7 +9,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 ROWS = {
-    "QDRANT_URL of another server": "test_whose_collection: an_exported_address_of_another_server_deletes_nothing_there",
+    "QDRANT_URL of another server": "test_whose_collection: "
+    "an_exported_address_of_another_server_deletes_nothing_there",
     "recall measured while the server was indexing": "test_recall: a_graph_that_appears_between_two_runs, "
     "a_graph_that_appears_while_it_is_searched, a_server_that_is_always_building_is_searched_exactly",
     "another encoder's vectors under the same ids": "test_adopt_shapes: "
