@@ -110,6 +110,11 @@ def adopt(session: Session, /, workspace: Path | None, as_json: bool, **options:
         note(
             f"  {summary['same_image']:,} points are of an image that another point is of, and count with that"
         )
+    if summary.get("sample_twins"):
+        note(
+            f"  {summary['sample_twins']:,} of 32 sampled vectors stand in the collection more than once: copies "
+            "of an image share its credit"
+        )
     if summary.get("without_uri"):
         note(f"  {summary['without_uri']:,} points name no image and were left out")
     if summary.get("sample_differing"):

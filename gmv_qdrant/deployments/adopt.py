@@ -38,7 +38,7 @@ from gmv_qdrant.pipeline.recovery import remove_images
 from gmv_qdrant.pipeline.streams import batched
 from gmv_qdrant.pipeline.training_vectors import stored_vectors
 from gmv_qdrant.pipeline.withdraw import cut_short, preview, take_out
-from gmv_qdrant.vectors.protocol import Point, VectorStore, parse_point_id
+from gmv_qdrant.vectors.protocol import Point, SearchParams, VectorStore, parse_point_id
 from gmv_qdrant.vectors.server.store import ServerStore
 
 
@@ -104,11 +104,13 @@ def adopt(parts: Assembly, fields: Fields, options: AdoptOptions) -> None:
             parts.ledger.set_meta(con, adopted=facts)
     with run.timed("read points"):
         _take_in(parts, fields, named=not options.trust_encoder)
+    spread = _spread(parts, options.sample)
+    run.counts["sample_twins"] = _twins(parts.spaces.store, spread)
     if options.trust_encoder:
         parts.progress.note("nobody has proven that the vectors are of the encoder: --trust-encoder")
     else:
         with run.timed("prove the encoder"):
-            again = _prove(parts, _spread(parts, options.sample), fields, options.sample)
+            again = _prove(parts, spread, fields, options.sample)
         run.figures["cosine"] = round(min(proof.cosine, again.cosine), 6)
         run.counts["sample_differing"] = again.differing
     _read_rerank(parts)
@@ -209,11 +211,24 @@ def _spread(parts: Assembly, sample: int) -> list[Point]:
     return parts.spaces.store.retrieve([parse_point_id(point) for point in points], with_vectors=True)
 
 
+def _twins(store: VectorStore, points: list[Point]) -> int:
+    """How many of some points have another point with the same vector: copies under other names, which share credit."""
+    rows = [point.vector for point in points if point.vector is not None and point.vector.any()][:TWINS]
+    if not rows or not store.limits.exact:
+        return 0
+    hits = store.search(np.stack(rows), 2, SearchParams(exact=True))
+    return sum(len(hit.ids) == 2 and bool(hit.distances[1] - hit.distances[0] <= 1e-6) for hit in hits)
+
+
+TWINS = 32
+"""Points that are looked for twice."""
+
+
 # -- points become rows ----------------------------------------------------------------------------------------------
 
 
 def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
-    """named: only points that name an image, whose place tells one image under two ids from two."""
+    """named: only points that name an image."""
     run, store = parts.run, parts.spaces.store
     assert isinstance(store, ServerStore)
     there = {str(point) for page in store.ids() for point in page}
@@ -225,30 +240,11 @@ def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
     lacking = store.lacking()[store.spec.vector_name]
     if lacking:
         run.counts["without_vector"] = lacking
-    intake, kept = _Intake(parts, _moved(parts, there)), KeptImages(parts.root)
+    intake, reader = _Intake(parts, _moved(parts, there)), _Reader(parts, fields, named)
     parts.progress.phase("read points", len(there))
     seen: list[pa.Array] = []
-    places: dict[str, int | uuid.UUID] = {}
     for page in store.scroll(fields=fields.payload, having_vector=lacking > 0):
-        rows = []
-        for point in page:
-            its_id = f"qdrant://{parts.settings.collection}/{point.id}"
-            try:
-                uris = fields.uris_of(point.payload, kept.keep)
-            except ImageError as error:
-                run.quarantine(its_id, str(error), error.kind)
-                continue
-            if not uris and not named:
-                uris = [its_id]
-            if not uris:
-                run.counts["without_uri"] += 1
-            elif places.setdefault(uris[0], point.id) != point.id:
-                run.counts["same_image"] += 1  # under another id: searches pass it over
-            else:
-                try:
-                    rows += fields.rows(point, uris)
-                except ImageError as error:
-                    run.quarantine(uris[0], str(error), error.kind)
+        rows = [row for point in page for row in reader.rows(point)]
         if rows:
             seen.append(pa.array(sorted({str(row["point_id"]) for row in rows}), pa.string()))
             intake.take(pa.Table.from_pylist(rows, _PAGE))
@@ -257,15 +253,45 @@ def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
         raise StoreError(
             f"no point of {parts.settings.collection!r} names an image any more: the ledger stays as it is"
         )
+    _take_out_vanished(parts, pa.table({"point_id": pa.chunked_array(seen)}))
+    used = parts.ledger.query("SELECT DISTINCT uri FROM sources WHERE starts_with(uri, $s)", {"s": SCHEME})
+    reader.kept.remove_all_but(set(used["uri"].to_pylist()))
+
+
+def _take_out_vanished(parts: Assembly, seen: pa.Table) -> None:
     vanished = parts.ledger.query(
         "SELECT point_id FROM training ANTI JOIN seen USING (point_id) WHERE version_withdrawn IS NULL",
-        seen=pa.table({"point_id": pa.chunked_array(seen)}),
+        seen=seen,
     )["point_id"].to_pylist()
     if vanished:
-        run.counts["vanished"] = len(vanished)
+        parts.run.counts["vanished"] = len(vanished)
         _take_out(parts, vanished, "vanished from the collection")
-    used = parts.ledger.query("SELECT DISTINCT uri FROM sources WHERE starts_with(uri, $s)", {"s": SCHEME})
-    kept.remove_all_but(set(used["uri"].to_pylist()))
+
+
+class _Reader:
+    """Points -> what the ledger keeps of them. One image under two ids is told from two by its place, or its bytes."""
+
+    def __init__(self, parts: Assembly, fields: Fields, named: bool) -> None:
+        self._run, self._fields, self._named = parts.run, fields, named
+        self._collection = parts.settings.collection
+        self.kept = KeptImages(parts.root)
+        self._points: dict[str, int | uuid.UUID] = {}
+
+    def rows(self, point: Point) -> list[dict[str, str | None]]:
+        uri = f"qdrant://{self._collection}/{point.id}"
+        try:
+            uris = self._fields.uris_of(point.payload, self.kept.keep) or ([] if self._named else [uri])
+            if not uris:
+                self._run.counts["without_uri"] += 1
+                return []
+            uri = uris[0]
+            if self._points.setdefault(uri, point.id) != point.id:
+                self._run.counts["same_image"] += 1  # searches pass its point over
+                return []
+            return self._fields.rows(point, uris)
+        except ImageError as error:
+            self._run.quarantine(uri, str(error), error.kind)
+            return []
 
 
 def _moved(parts: Assembly, there: set[str]) -> dict[str, int]:
@@ -304,36 +330,17 @@ class _Intake:
 
     def take(self, page: pa.Table) -> None:
         self._follow(page)
-        known: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in self.parts.ledger.query(
-            """
-            SELECT t.point_id, t.training_key AS key, t.version_withdrawn IS NOT NULL AS gone,
-                   s.uri, s.owner, s.label, s.licence, s.attributes::VARCHAR AS attributes
-            FROM training t JOIN (SELECT DISTINCT point_id FROM page) USING (point_id)
-            LEFT JOIN sources s USING (training_key)
-            """,
-            page=page,
-        ).to_pylist():
-            known[row["point_id"]].append(row)
-        points: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in page.to_pylist():
-            points[row["point_id"]].append(row)
+        known, points = self._known(page), _by_point(page.to_pylist())
+        replaced = _replaced(known, points)
+        if replaced:  # by another image under the same id, whose vectors are others, too
+            _take_out(self.parts, sorted(replaced), "replaced in the collection")
         new: list[dict[str, Any]] = []
         changed: list[dict[str, Any]] = []
-        replaced = [
-            point
-            for point, there in known.items()
-            if not there[0]["gone"] and points[point][0]["uri"] not in {row["uri"] for row in there}
-        ]
-        if replaced:  # by another image under the same id, whose vectors are others, too
-            _take_out(self.parts, replaced, "replaced in the collection")
         for point, rows in points.items():
-            there = known.get(point)
-            key = there[0]["key"] if there else self.next_key
-            if there is None:
-                self.next_key += 1
+            there = known.get(point, [])
+            key = self._key(there)
             numbered = [{**row, "key": key} for row in rows]
-            if there is None or there[0]["gone"] or point in replaced:
+            if not there or there[0]["gone"] or point in replaced:
                 new += numbered
             elif _facts(there) != _facts(rows):
                 changed += numbered
@@ -348,6 +355,25 @@ class _Intake:
         self.run.tell_changes(told.changes, kept=True)
         self.run.counts["new"] += len({row["key"] for row in new}) - len(replaced)
         self.run.counts["changed"] += len({row["key"] for row in changed}) + len(replaced)
+
+    def _known(self, page: pa.Table) -> dict[str, list[dict[str, Any]]]:
+        """What the ledger has of the page's points: a row for each source, or one without."""
+        rows = self.parts.ledger.query(
+            """
+            SELECT t.point_id, t.training_key AS key, t.version_withdrawn IS NOT NULL AS gone,
+                   s.uri, s.owner, s.label, s.licence, s.attributes::VARCHAR AS attributes
+            FROM training t JOIN (SELECT DISTINCT point_id FROM page) USING (point_id)
+            LEFT JOIN sources s USING (training_key)
+            """,
+            page=page,
+        )
+        return _by_point(rows.to_pylist())
+
+    def _key(self, there: list[dict[str, Any]]) -> int:
+        if there:
+            return int(there[0]["key"])
+        self.next_key += 1
+        return self.next_key - 1
 
     def _follow(self, page: pa.Table) -> None:
         """An image whose point has another id now stays the image that it was, and so do its credits."""
@@ -389,6 +415,26 @@ class _Intake:
             [{**{name: row[name] for name in columns}, "training_key": row["key"]} for row in rows], SOURCES
         )
         return write_sources(con, self.run.run_id, table, reassign=True)
+
+
+Rows = dict[str, list[dict[str, Any]]]
+"""By point."""
+
+
+def _replaced(known: Rows, points: Rows) -> set[str]:
+    """Points that name another image than the ledger has for them."""
+    return {
+        point
+        for point, there in known.items()
+        if not there[0]["gone"] and points[point][0]["uri"] not in {row["uri"] for row in there}
+    }
+
+
+def _by_point(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["point_id"]].append(row)
+    return dict(found)
 
 
 def _facts(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:

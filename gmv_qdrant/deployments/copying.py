@@ -126,23 +126,30 @@ def _compare(source: VectorStore, target: VectorStore) -> int:
     left = {p.id: p for p in source.retrieve(chosen, with_vectors=True)}
     right = {p.id: p for p in target.retrieve(chosen, with_vectors=True)}
     for point in chosen:
-        a, b = left.get(point), right.get(point)
-        same = a is not None and b is not None and a.payload == b.payload
-        if not same or not np.allclose(_vectors([a]), _vectors([b]), rtol=TOLERANCE, atol=TOLERANCE):  # type: ignore[list-item]
+        if not _same(left.get(point), right.get(point)):
             raise StoreError(
                 f"point {point} differs in the copy: was it changed meanwhile? Run the copy again"
             )
-    queries = _vectors([left[point] for point in chosen[:: max(1, len(chosen) // 20)]]) if chosen else None
-    if queries is not None and source.limits.exact and target.limits.exact:
-        exact = SearchParams(exact=True)
-        found = zip(
-            source.search(queries, NEIGHBOURS, exact), target.search(queries, NEIGHBOURS, exact), strict=True
+    if chosen and source.limits.exact and target.limits.exact:
+        _compare_neighbours(
+            source, target, _vectors([left[point] for point in chosen[:: max(1, len(chosen) // 20)]])
         )
-        for ours, theirs in found:
-            shared = min(len(ours.ids), len(theirs.ids))
-            if not np.allclose(ours.distances[:shared], theirs.distances[:shared], rtol=1e-4, atol=1e-5):
-                raise StoreError("a sample search finds other points in the copy: run the copy again")
     return len(chosen)
+
+
+def _same(a: Point | None, b: Point | None) -> bool:
+    if a is None or b is None or a.payload != b.payload:
+        return False
+    return np.allclose(_vectors([a]), _vectors([b]), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _compare_neighbours(source: VectorStore, target: VectorStore, queries: np.ndarray) -> None:
+    exact = SearchParams(exact=True)
+    both = (store.search(queries, NEIGHBOURS, exact) for store in (source, target))
+    for ours, theirs in zip(*both, strict=True):
+        shared = min(len(ours.ids), len(theirs.ids))
+        if not np.allclose(ours.distances[:shared], theirs.distances[:shared], rtol=1e-4, atol=1e-5):
+            raise StoreError("a sample search finds other points in the copy: run the copy again")
 
 
 def _vectors(points: Sequence[Point]) -> np.ndarray:

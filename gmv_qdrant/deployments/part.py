@@ -80,9 +80,9 @@ def _typed(name: str, text: str, types: Mapping[str, str], first: Sequence[Point
         return text.lower() == "true"
     if kind is int and text.lstrip("-").isdecimal():
         return int(text)
-    if kind in (bool, int):
-        word = "true or false" if kind is bool else "a whole number"
-        raise SettingsError(f"{name} = {text} can't be asked for: its payload holds {word}")
+    words = {bool: "true or false", int: "a whole number"}
+    if kind in words:
+        raise SettingsError(f"{name} = {text} can't be asked for: its payload holds {words[kind]}")
     return text
 
 

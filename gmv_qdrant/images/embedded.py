@@ -41,16 +41,22 @@ def image_in(value: object) -> bytes | None:
     if len(value) > MOST_BYTES * 4 // 3 + 1_024:
         size = size_of(len(value) * 3 // 4)
         raise ImageError(f"it is {size} in a payload, more than {size_of(MOST_BYTES)}.", kind="too-large")
-    if found and not found[1]:
-        return unquote_to_bytes(value[found.end() :])
-    text = "".join((value[found.end() :] if found else value).split()).translate(_STANDARD)
+    if found is None:
+        data = _decoded(value)
+        return data if data is not None and kind_of(data[:HEAD]) is not None else None
+    rest = value[found.end() :]
+    data = _decoded(rest) if found[1] else unquote_to_bytes(rest)
+    if data is None:
+        raise ImageError("its data: URI is no base64.", kind="damaged")
+    return data
+
+
+def _decoded(text: str) -> bytes | None:
+    text = "".join(text.split()).translate(_STANDARD)
     try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
-        if found:
-            raise ImageError("its data: URI is no base64.", kind="damaged") from None
         return None
-    return data if found or kind_of(data[:HEAD]) is not None else None
 
 
 _STANDARD = str.maketrans("-_", "+/")

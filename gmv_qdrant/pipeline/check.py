@@ -25,7 +25,7 @@ from gmv_qdrant.pipeline.streams import Progress, batched, mapped
 from gmv_qdrant.pipeline.training_vectors import BATCH, embed_sources, may_lack_rows, still_the_same
 from gmv_qdrant.pipeline.value import CONSERVATION
 from gmv_qdrant.vectors.matrices import Matrix
-from gmv_qdrant.vectors.protocol import parse_point_id
+from gmv_qdrant.vectors.protocol import CollectionSpec, parse_point_id
 
 NORM_TOLERANCE = 1e-3
 """Of the unit vectors that a collection with cosine distance keeps."""
@@ -273,17 +273,9 @@ def vectors(ledger: Ledger, spaces: Spaces) -> Iterator[Finding]:
     wrong: list[str] = []
     renamed: list[str] = []
     for page in spaces.store.scroll(with_vectors=True):
-        for point in page:
-            if point.vector is None and not spaces.owned:  # searches don't see it, and `status` counts it
-                continue
-            norm = float(np.linalg.norm(point.vector)) if point.vector is not None else np.nan
-            fits = point.vector is not None and len(point.vector) == spec.dim
-            if (
-                not fits
-                or not np.isfinite(norm)
-                or (spec.distance == "cosine" and abs(norm - 1) > NORM_TOLERANCE)
-            ):
-                wrong.append(str(point.id))
+        # a foreign point without the vector isn't seen by searches, and `status` counts it
+        held = [point for point in page if point.vector is not None or spaces.owned]
+        wrong += [str(point.id) for point in held if not _is_vector(point.vector, spec)]
         if spaces.owned:
             renamed += misnamed(ledger, page)
     if wrong:
@@ -317,6 +309,13 @@ def sources(ledger: Ledger, allowed: Sequence[str], progress: Progress) -> Itera
     for kind, uris in bad.items():
         if uris:
             yield Finding(kind, len(uris), f"{len(uris)} {sentences[kind]}: {_some(uris)}", keys=uris)
+
+
+def _is_vector(vector: np.ndarray | None, spec: CollectionSpec) -> bool:
+    if vector is None or len(vector) != spec.dim:
+        return False
+    norm = float(np.linalg.norm(vector))
+    return bool(np.isfinite(norm)) and (spec.distance != "cosine" or abs(norm - 1) <= NORM_TOLERANCE)
 
 
 def embeddings(parts: Assembly) -> Iterator[Finding]:

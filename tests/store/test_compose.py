@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from qdrant_client.http import models as m
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -31,6 +32,32 @@ def test_every_service_is_pinned_and_keyed_and_keeps_its_data() -> None:
         assert service["environment"]["QDRANT__SERVICE__API_KEY"].startswith("${QDRANT_API_KEY:?")
         assert service["volumes"]
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+DOCUMENTED = {
+    "SERVICE": {"API_KEY", "READ_ONLY_API_KEY", "JWT_RBAC", "MAX_REQUEST_SIZE_MB"},
+    "CLUSTER": {"ENABLED"},
+    "STORAGE__COLLECTION": {"REPLICATION_FACTOR"},
+}
+"""Of Qdrant's config.yaml; those of a collection's strict mode are the fields of its model."""
+
+
+def test_every_setting_is_one_of_qdrants() -> None:
+    strict = {name.upper() for name in m.StrictModeConfig.model_fields}
+    known = {
+        "QDRANT__TELEMETRY_DISABLED",
+        *(f"QDRANT__{part}__{name}" for part, names in DOCUMENTED.items() for name in names),
+        *(f"QDRANT__STORAGE__COLLECTION__STRICT_MODE__{name}" for name in strict),
+    }
+    assert set(re.findall(r"QDRANT__\w+", TEXT)) - {"QDRANT__"} <= known
+
+
+def test_the_cluster_is_one() -> None:
+    first, *others = (SERVICES[f"node-{n}"] for n in (1, 2, 3))
+    assert first["command"] == "./qdrant --uri http://node-1:6335"
+    for n, node in enumerate(others, start=2):
+        assert node["command"] == f"./qdrant --bootstrap http://node-1:6335 --uri http://node-{n}:6335"
+    assert all(node["environment"]["QDRANT__CLUSTER__ENABLED"] == "true" for node in (first, *others))
 
 
 def test_the_example_names_every_variable() -> None:

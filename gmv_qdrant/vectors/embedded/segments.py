@@ -108,12 +108,7 @@ def read_status(path: Path, spec: CollectionSpec) -> StoreStatus:
     coded_points = min(points, sum(s.points for s in coded))
     scanned_anyway = spec.quantization == "none" and points < HNSW_POINTS
     tail = 0 if scanned_anyway else points - covered
-    if note.get("optimizer") and _alive(int(note["optimizer"])):
-        state = "optimizing"
-    elif tail_warrants(points, tail):
-        state = "pending"
-    else:
-        state = "exact" if spec.quantization != "none" and not coded_points else "green"
+    state = _state(note, tail_warrants(points, tail), spec.quantization != "none" and not coded_points)
     return StoreStatus(
         engine="edge",
         version=importlib.metadata.version("qdrant-edge-py"),
@@ -127,6 +122,12 @@ def read_status(path: Path, spec: CollectionSpec) -> StoreStatus:
         approximate=bool(coded) or (points >= HNSW_POINTS and covered > 0),
         searched=digest(points, state, *sorted(map(dataclasses.astuple, segments))),
     )
+
+
+def _state(note: dict[str, Any], warranted: bool, uncoded: bool) -> str:
+    if note.get("optimizer") and _alive(int(note["optimizer"])):
+        return "optimizing"
+    return "pending" if warranted else "exact" if uncoded else "green"
 
 
 def _alive(pid: int) -> bool:

@@ -78,16 +78,8 @@ class Failure:
             )
         if self.status == 404:
             return Missing(f"{shown} has nothing to {action}: {words}.")
-        if self.passing and self.status is not None:
-            return StoreUnavailable(
-                f"{shown} could not {action}: {seconds:.0f} seconds of trying were answered with "
-                f"{self.status} ({words}). Run the command again later; it goes on where it stopped."
-            )
         if self.passing:
-            return StoreUnavailable(
-                f"no answer from {shown} within {seconds:.0f} seconds of trying to {action} ({words}): "
-                "is the server running, and is the URL right?"
-            )
+            return self._unavailable(action, shown, seconds)
         if self.status is None:
             return StoreError(f"{shown} gave no answer of a Qdrant server when asked to {action}: {words}.")
         if "limit exceeded" in words.lower() or "exact search disabled" in words.lower():
@@ -97,6 +89,17 @@ class Failure:
                 f"{shown} could not {action}, its collection has other vectors than before: {words}."
             )
         return StoreError(f"{shown} refused to {action} ({self.status}): {words}.")
+
+    def _unavailable(self, action: str, shown: str, seconds: float) -> StoreUnavailable:
+        if self.status is not None:
+            return StoreUnavailable(
+                f"{shown} could not {action}: {seconds:.0f} seconds of trying were answered with "
+                f"{self.status} ({self.words}). Run the command again later; it goes on where it stopped."
+            )
+        return StoreUnavailable(
+            f"no answer from {shown} within {seconds:.0f} seconds of trying to {action} ({self.words}): "
+            "is the server running, and is the URL right?"
+        )
 
 
 def _said(content: bytes) -> str:

@@ -75,10 +75,8 @@ def status_of(info: m.CollectionInfo, spec: CollectionSpec, version: str) -> Sto
     indexed = min(points, (info.indexed_vectors_count or 0) // max(1, len(vectors)))
     coded = indexed if kind != "none" else 0
     state = str(info.status.value)
-    if state == "green" and points - indexed > _left_alone(info, spec):
-        state = "pending"
-    elif state == "green" and kind != "none" and not coded:
-        state = "exact"
+    if state == "green":
+        state = _green(points - indexed > _left_alone(info, spec), kind != "none" and not coded)
     facts = info.model_dump(mode="json", exclude={"payload_schema": True, "config": {"metadata"}})
     return StoreStatus(
         engine="server",
@@ -93,6 +91,11 @@ def status_of(info: m.CollectionInfo, spec: CollectionSpec, version: str) -> Sto
         approximate=(info.indexed_vectors_count or 0) > 0 or kind != "none",
         searched=digest(facts),
     )
+
+
+def _green(unbuilt: bool, uncoded: bool) -> str:
+    """What a server's ``green`` means: it says so also before it begins, and where it leaves a collection as it is."""
+    return "pending" if unbuilt else "exact" if uncoded else "green"
 
 
 def wait_until_built(
