@@ -417,6 +417,21 @@ def test_one_image_under_two_ids(folder: Path, server: Loopback) -> None:
     assert tiny_workspace.values(workspace) == pytest.approx(expected(SEEDS, folder), abs=1e-6)
 
 
+def test_copies_under_other_names_are_said(folder: Path, server: Loopback) -> None:
+    create(server)
+    rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
+    put(server, rows)
+    assert not adopt(server, folder).get("sample_twins")
+    for seed in SEEDS:
+        (folder / "images" / f"copy-{seed}.png").write_bytes((folder / "images" / f"{seed}.png").read_bytes())
+    copies = [
+        {**row, "id": 1_000 + row["id"], "payload": {"uri": f"{folder}/images/copy-{row['id']}.png"}}
+        for row in rows
+    ]
+    put(server, copies)
+    assert adopt(server, folder)["sample_twins"] == 32
+
+
 def test_the_same_images_under_new_ids_keep_their_credits(folder: Path, server: Loopback) -> None:
     create(server)
     rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]

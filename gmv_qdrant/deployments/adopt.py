@@ -231,12 +231,7 @@ def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
     """named: only points that name an image."""
     run, store = parts.run, parts.spaces.store
     assert isinstance(store, ServerStore)
-    there = {str(point) for page in store.ids() for point in page}
-    if (counted := store.count()) > len(there) and store.custom_shards:
-        raise CollectionMismatch(
-            f"the collection {parts.settings.collection!r} holds {counted - len(there)} of its ids under several shard "
-            "keys, and a search doesn't tell those apart: give each point an id of its own"
-        )
+    there = _ids(store)
     lacking = store.lacking()[store.spec.vector_name]
     if lacking:
         run.counts["without_vector"] = lacking
@@ -256,6 +251,17 @@ def _take_in(parts: Assembly, fields: Fields, *, named: bool) -> None:
     _take_out_vanished(parts, pa.table({"point_id": pa.chunked_array(seen)}))
     used = parts.ledger.query("SELECT DISTINCT uri FROM sources WHERE starts_with(uri, $s)", {"s": SCHEME})
     reader.kept.remove_all_but(set(used["uri"].to_pylist()))
+
+
+def _ids(store: ServerStore) -> set[str]:
+    """Raises `CollectionMismatch` where one id is there several times."""
+    there = {str(point) for page in store.ids() for point in page}
+    if (counted := store.count()) > len(there) and store.custom_shards:
+        raise CollectionMismatch(
+            f"the collection {store.spec.name!r} holds {counted - len(there)} of its ids under several shard "
+            "keys, and a search doesn't tell those apart: give each point an id of its own"
+        )
+    return there
 
 
 def _take_out_vanished(parts: Assembly, seen: pa.Table) -> None:
@@ -346,15 +352,17 @@ class _Intake:
                 changed += numbered
             else:
                 self.run.counts["unchanged"] += 1
-        if not new and not changed:
-            return
+        if new or changed:
+            self._write(new, changed, len(replaced))
+
+    def _write(self, new: list[dict[str, Any]], changed: list[dict[str, Any]], replaced: int) -> None:
         with self.parts.ledger.write() as con:
             if new:
                 self._insert_training(con, new)
             told = self._write_sources(con, new + changed)
         self.run.tell_changes(told.changes, kept=True)
-        self.run.counts["new"] += len({row["key"] for row in new}) - len(replaced)
-        self.run.counts["changed"] += len({row["key"] for row in changed}) + len(replaced)
+        self.run.counts["new"] += len({row["key"] for row in new}) - replaced
+        self.run.counts["changed"] += len({row["key"] for row in changed}) + replaced
 
     def _known(self, page: pa.Table) -> dict[str, list[dict[str, Any]]]:
         """What the ledger has of the page's points: a row for each source, or one without."""

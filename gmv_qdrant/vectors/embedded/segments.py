@@ -89,23 +89,27 @@ def write_note(path: Path, name: str, points: int, optimizer: int | None = None)
     draft.replace(target)
 
 
+def _read_note(path: Path, spec: CollectionSpec) -> dict[str, Any]:
+    try:
+        return dict(json.loads(note_path(path, spec.name).read_text()))
+    except (OSError, ValueError):
+        raise StoreError(
+            f"there is no embedded collection {spec.name!r} in {path}: run `gmv-qdrant ingest` first."
+        ) from None
+
+
 def read_status(path: Path, spec: CollectionSpec) -> StoreStatus:
     """The status of ``spec``'s collection under the folder ``path``, as of its last flush.
 
     Works while another process writes. Raises `StoreError` when there is no such collection.
     """
-    try:
-        note: dict[str, Any] = json.loads(note_path(path, spec.name).read_text())
-    except (OSError, ValueError):
-        raise StoreError(
-            f"there is no embedded collection {spec.name!r} in {path}: run `gmv-qdrant ingest` first."
-        ) from None
+    note = _read_note(path, spec)
     points = int(note["points"])
     segments = read_segments(collection_dir(path, spec.name), spec)
     coded = [s for s in segments if s.quantization != "none"]
     # While an optimizer swaps segments, old and new lie side by side: never count past the points.
-    covered = min(points, sum(s.points for s in segments if s.quantization == spec.quantization))
-    coded_points = min(points, sum(s.points for s in coded))
+    covered = min(points, _points([s for s in segments if s.quantization == spec.quantization]))
+    coded_points = min(points, _points(coded))
     scanned_anyway = spec.quantization == "none" and points < HNSW_POINTS
     tail = 0 if scanned_anyway else points - covered
     state = _state(note, tail_warrants(points, tail), spec.quantization != "none" and not coded_points)
@@ -122,6 +126,10 @@ def read_status(path: Path, spec: CollectionSpec) -> StoreStatus:
         approximate=bool(coded) or (points >= HNSW_POINTS and covered > 0),
         searched=digest(points, state, *sorted(map(dataclasses.astuple, segments))),
     )
+
+
+def _points(segments: list[Segment]) -> int:
+    return sum(segment.points for segment in segments)
 
 
 def _state(note: dict[str, Any], warranted: bool, uncoded: bool) -> str:

@@ -69,13 +69,8 @@ class Failure:
         words = self.words
         if self.too_large:
             return TooLarge(f"{shown} finds a request to {action} too large: {words}.")
-        if self.status == 401 or (self.status == 403 and "expired" in words.lower()):
-            given = f"refused the API key ({words})" if keyed else "wants an API key"
-            return StoreError(f"{shown} {given}: set QDRANT_API_KEY to one that is valid there.")
-        if self.status == 403:
-            return StoreError(
-                f"the API key may not {action} at {shown} ({words}): use a key with that right."
-            )
+        if self.status in (401, 403):
+            return self._forbidden(action, shown, keyed=keyed)
         if self.status == 404:
             return Missing(f"{shown} has nothing to {action}: {words}.")
         if self.passing:
@@ -89,6 +84,14 @@ class Failure:
                 f"{shown} could not {action}, its collection has other vectors than before: {words}."
             )
         return StoreError(f"{shown} refused to {action} ({self.status}): {words}.")
+
+    def _forbidden(self, action: str, shown: str, *, keyed: bool) -> StoreError:
+        if self.status == 403 and "expired" not in self.words.lower():
+            return StoreError(
+                f"the API key may not {action} at {shown} ({self.words}): use a key with that right."
+            )
+        given = f"refused the API key ({self.words})" if keyed else "wants an API key"
+        return StoreError(f"{shown} {given}: set QDRANT_API_KEY to one that is valid there.")
 
     def _unavailable(self, action: str, shown: str, seconds: float) -> StoreUnavailable:
         if self.status is not None:

@@ -120,6 +120,13 @@ def describe(info: m.CollectionInfo, name: str, vector_name: str | None) -> Coll
         wanted = f"vector {vector_name!r}" if vector_name else "unnamed vector"
         raise CollectionMismatch(f"the collection {name!r} has no {wanted}; it has {have}.")
     params = vectors[vector_name]
+    distance = _comparable(params, vector_name, name)
+    kind, _ = quantization_of(info, vector_name)
+    return CollectionSpec(name, params.size, distance, vector_name, kind)
+
+
+def _comparable(params: m.VectorParams, vector_name: str, name: str) -> VectorDistance:
+    """The distance of a vector; raises `CollectionMismatch` where an embedding can't be compared with it."""
     which = f"the vector {vector_name!r} of {name!r}" if vector_name else f"the vector of {name!r}"
     if params.multivector_config is not None:
         raise CollectionMismatch(f"{which} holds several rows a point: use one with a single row.")
@@ -133,5 +140,4 @@ def describe(info: m.CollectionInfo, name: str, vector_name: str | None) -> Coll
         raise CollectionMismatch(
             f"{which} uses the distance {params.distance.value}: Cosine, Dot and Euclid can be valued."
         )
-    kind, _ = quantization_of(info, vector_name)
-    return CollectionSpec(name, params.size, distance, vector_name, kind)
+    return distance
