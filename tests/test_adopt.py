@@ -448,7 +448,7 @@ def test_a_scroll_that_is_cut_off_goes_on(
     monkeypatch.setattr("gmv_qdrant.vectors.server.limits.BATCH", 8)
     create(server)
     put(server, folder, TRAINING)
-    passing = [Fault("drop"), Fault("answer", 503), Fault("half"), *[Fault("slow")] * 11]
+    passing = [Fault("drop"), Fault("answer", 503), Fault("half"), *[Fault("slow")] * 7]
     server.fail(*passing, *[Fault("drop")] * 200, on="/points/scroll")
     with pytest.raises(StoreError, match="no answer"):
         adopt(server, folder)

@@ -32,6 +32,13 @@ def server(folder: Path) -> Iterator[Loopback]:
 
 
 @pytest.fixture
+def stand_in(folder: Path) -> Iterator[Loopback]:
+    """Kills the process that asks, before or after it does what is asked."""
+    with Loopback(folder / "server") as loopback:
+        yield loopback
+
+
+@pytest.fixture
 def source(folder: Path) -> Workspace:
     tiny_workspace.write(folder / "training", range(40))
     tiny_workspace.write(folder / "generated", range(100, 104))
@@ -111,10 +118,10 @@ def test_a_copy_that_was_stopped_goes_on(
     remote: bool,
 ) -> None:
     url = server.url if remote else None
-    STOPS[stop](monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        source.copy(folder / "copy", qdrant_url=url)
-    monkeypatch.undo()
+    with monkeypatch.context() as stopping:
+        STOPS[stop](stopping)
+        with pytest.raises(KeyboardInterrupt):
+            source.copy(folder / "copy", qdrant_url=url)
     if stop != "at the ledger":  # from there on it is a workspace
         tiny_workspace.write(folder / "more", [60])
         source.ingest([folder / "more"])
@@ -125,9 +132,9 @@ def test_a_copy_that_was_stopped_goes_on(
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_copy_that_was_killed_goes_on(
-    folder: Path, server: Loopback, source: Workspace, after: bool
+    folder: Path, stand_in: Loopback, source: Workspace, after: bool
 ) -> None:
-    server.fail(Fault("kill after" if after else "kill"), on="PUT /collections/training/points")
+    stand_in.fail(Fault("kill after" if after else "kill"), on="PUT /collections/training/points")
     command = [
         sys.executable,
         "-m",
@@ -137,7 +144,7 @@ def test_a_copy_that_was_killed_goes_on(
         "copy",
         folder / "copy",
         "--qdrant-url",
-        server.url,
+        stand_in.url,
     ]
     assert subprocess.run(list(map(str, command)), timeout=120).returncode == -signal.SIGKILL
     assert subprocess.run(list(map(str, command)), timeout=120).returncode == 0

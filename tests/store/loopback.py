@@ -249,6 +249,7 @@ class Loopback:
             if name not in collection.vectors:
                 raise Refused(400, f"Wrong input: Not existing vector name error: {name}")
             collection.vectors[name].quantization_config = diff.quantization_config
+            collection.threshold = min(collection.threshold, 1)
         if change.vectors:
             collection.build()
         if change.metadata:
