@@ -19,8 +19,9 @@ from PIL import Image, ImageCms
 
 from gmv_qdrant.errors import ImageError
 from gmv_qdrant.images import limits
-from gmv_qdrant.images.decode import decode, resize, thumbnail
+from gmv_qdrant.images.decode import decode, thumbnail
 from gmv_qdrant.images.records import NAMESPACE, content_hash, point_id
+from gmv_qdrant.models.encoders.network import resize
 
 WHITE = [255, 255, 255]
 

@@ -21,8 +21,11 @@ from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images import limits, names
 from gmv_qdrant.images.kinds import HEAD, kind_of
 from gmv_qdrant.images.records import read_file, too_large
-from gmv_qdrant.images.tarball import DamagedTar, read_headers
+from gmv_qdrant.images.tarball import DamagedTar, Header, read_headers
 from gmv_qdrant.images.unpacked import Unpacked, is_compressed
+
+_LINKS = 40
+"""From link to link, before a member counts as not there."""
 
 
 @dataclass(slots=True)
@@ -123,28 +126,25 @@ class Archive(ABC):
             if not entry.link or entry.path not in by_path:
                 by_path[entry.path] = entry
         for entry in self.entries:
-            target, steps = entry, 0
-            while target.link and steps < 40:
-                outside = target.link.startswith("..")
-                following = None if outside else by_path.get(names.key(target.link))
-                steps += 1
-                if following is None or following is target:
-                    break
-                target = following
-            if not entry.link or target is entry:
-                continue
-            if target.link:
-                continue
-            entry.place, entry.size, entry.refused, entry.kind = (
-                target.place,
-                target.size,
-                target.refused,
-                target.kind,
-            )
-            entry.link = ""
+            if entry.link and (target := _target(entry, by_path)) is not None:
+                entry.place, entry.size, entry.link = target.place, target.size, ""
+                entry.refused, entry.kind = target.refused, target.kind
         for entry in self.entries:
             if entry.link:
                 entry.refused, entry.kind = f"a link to {entry.link}, which isn't in the archive", "link"
+
+
+def _target(entry: Entry, by_path: dict[str, Entry]) -> Entry | None:
+    """The member that a link leads to at last."""
+    for _ in range(_LINKS):
+        if not entry.link:
+            return entry
+        outside = entry.link.startswith("..")
+        following = None if outside else by_path.get(names.key(entry.link))
+        if following is None or following is entry:
+            return None
+        entry = following
+    return None
 
 
 class Tar(Archive):
@@ -156,24 +156,12 @@ class Tar(Archive):
             Unpacked(path) if is_compressed(head) else open(path, "rb")  # noqa: SIM115 - `close` closes it
         )
         self._kept: dict[int, bytes] = {}
-        remembered = 0
+        self._remembered = 0
         try:
             for header in read_headers(self._file):
-                link = header.link
-                if header.is_symbolic and not link.startswith("/"):
-                    link = posixpath.normpath(posixpath.join(posixpath.dirname(header.name), link))
-                entry = Entry(
-                    names.printable(header.name), names.key(header.name), header.size, header.place, link
-                )
-                entry.refused = header.refused
+                entry = _entry(header)
                 if isinstance(self._file, Unpacked):
-                    if _describes(header.name) and header.size <= limits.SIDECAR_BYTES and not header.refused:
-                        remembered += header.size
-                        if remembered > limits.DIRECTORY_BYTES:
-                            raise ImageError(
-                                "it has too many descriptions for a compressed archive: unpack it"
-                            )
-                        self._kept[header.place] = self._file.read(header.size)
+                    self._keep(header, self._file)
                 elif header.place + header.size > size:
                     entry.refused, entry.kind = f"the member {entry.part} is cut short", "damaged"
                 self._add(entry)
@@ -184,6 +172,15 @@ class Tar(Archive):
         if self.entries and self.entries[-1].kind == "damaged":
             self._lost("it ends within a member", "archive")
         self._follow_links()
+
+    def _keep(self, header: Header, file: Unpacked) -> None:
+        """Descriptions are remembered where going back to them would unpack everything again."""
+        if not _describes(header.name) or header.size > limits.SIDECAR_BYTES or header.refused:
+            return
+        self._remembered += header.size
+        if self._remembered > limits.DIRECTORY_BYTES:
+            raise ImageError("it has too many descriptions for a compressed archive: unpack it")
+        self._kept[header.place] = file.read(header.size)
 
     def close(self) -> None:
         self._file.close()
@@ -200,6 +197,15 @@ class Tar(Archive):
             return self._kept[entry.place][:size]
         self._file.seek(entry.place)
         return self._file.read(size)
+
+
+def _entry(header: Header) -> Entry:
+    link = header.link
+    if header.is_symbolic and not link.startswith("/"):
+        link = posixpath.normpath(posixpath.join(posixpath.dirname(header.name), link))
+    found = Entry(names.printable(header.name), names.key(header.name), header.size, header.place, link)
+    found.refused = header.refused
+    return found
 
 
 class Zip(Archive):

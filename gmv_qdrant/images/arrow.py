@@ -34,6 +34,12 @@ def class_names(feature: Mapping[str, Any] | None) -> list[str] | None:
     return [str(name) for name in names]
 
 
+def classes_of(features: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The names behind the numbers of a column, by column."""
+    found = {name: class_names(feature) for name, feature in features.items()}
+    return {name: names for name, names in found.items() if names is not None}
+
+
 def values(column: Any, classes: list[str] | None = None) -> list[object]:
     """A column's values; `Unreadable` in place of one that Python cannot hold (a date after the year 9999)."""
     try:

@@ -67,14 +67,6 @@ def decode(data: bytes, *, uri: str = "") -> Image.Image:
         raise ImageError(f"{lead}there isn't enough memory to decode it", kind="too-large") from error
 
 
-def resize(image: Image.Image, resolution: int) -> Image.Image:
-    """RGB image -> RGB ``(resolution, resolution)``, bicubic as Pillow does it: the ``@64`` of a distance.
-
-    Pillow widens the filter when it shrinks, so this is antialiased; the aspect ratio is not kept.
-    """
-    return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
-
-
 def thumbnail(image: Image.Image, size: int) -> bytes:
     """RGB image -> a JPEG file at most ``size`` pixels wide and high (never enlarged), without metadata."""
     small = image.copy()

@@ -128,21 +128,26 @@ class Table:
         taken = [self._claimed[claim] for claim in claims]
         for claim in claims:
             self._claimed[claim] = 1
-        whole = frozenset(name for name, is_so in self._whole.items() if is_so)
-        description: Description | None = None
-        for was_taken, (_, place, pairs) in zip(taken, found, strict=True):
-            if was_taken:
-                raise _refused(f"{place} of {self.uri} is about another image already")
-            try:
-                one = describe(pickle.loads(pairs), whole)
-            except ImageError as error:
-                raise _refused(f"{place} of {self.uri}: {error}") from None
-            together = f"{len(found)} rows of {self.uri}"
-            description = one if description is None else merged(description, one, together)
+        if any(taken):
+            place = found[taken.index(1)][1]
+            raise _refused(f"{place} of {self.uri} is about another image already")
+        description = self._together(found)
         if len(found) > 1:
             self._note(
                 "has several rows for one image: where they agree on its names, they are taken together"
             )
+        return description
+
+    def _together(self, rows: list[tuple[int, str, bytes]]) -> Description | None:
+        whole = frozenset(name for name, is_so in self._whole.items() if is_so)
+        description: Description | None = None
+        for _, place, pairs in rows:
+            try:
+                one = describe(pickle.loads(pairs), whole)
+            except ImageError as error:
+                raise _refused(f"{place} of {self.uri}: {error}") from None
+            together = f"{len(rows)} rows of {self.uri}"
+            description = one if description is None else merged(description, one, together)
         return description
 
     def _note(self, text: str) -> None:

@@ -131,18 +131,21 @@ def _agreed(what: str, values: list[object], whole: frozenset[str]) -> tuple[str
     """Names that one or more columns of one meaning give; two that differ are refused."""
     found: tuple[str, ...] = ()
     for value in values:
-        if what in whole and isinstance(value, str) and is_whole(value):
-            value = value.strip().partition(".")[0]
         try:
-            if what == "owner" and isinstance(value, str) and value.strip().lower() in ("true", "false"):
-                raise ImageError(f"{value.strip()} is a flag")
-            names = names_of(value)
+            names = _named(what, value, whole)
         except ImageError as error:
             raise _refused(f"its {what} is no name: {error}") from None
         if names and found and names != found:
             raise _refused(f"two columns {what} disagree: {_listed(found)} and {_listed(names)}")
         found = found or names
     return found
+
+
+def _named(what: str, value: object, whole: frozenset[str]) -> tuple[str, ...]:
+    text = value.strip() if isinstance(value, str) else ""
+    if what == "owner" and text.lower() in ("true", "false"):
+        raise ImageError(f"{text} is a flag")
+    return names_of(text.partition(".")[0] if what in whole and is_whole(text) else value)
 
 
 def _single(
@@ -243,23 +246,23 @@ def jsonable(value: object) -> object:
 
     URLs lose the users, passwords and signatures in them. Raises `ValueError` for text that isn't Unicode.
     """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return value if -_LARGEST <= value < _LARGEST else _digits(value)
     if isinstance(value, str):
         return without_credentials(_encodable(value)) or None
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {_encodable(str(key)): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [jsonable(item) for item in value]
-    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
-        return value.isoformat()
+    if value is None or isinstance(value, bool | int | float):
+        return _plain_number(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return None
-    return _encodable(str(value))
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else _encodable(str(value))
+
+
+def _plain_number(value: float | None) -> float | str | None:
+    if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+        return _digits(value)
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _digits(value: int) -> str:

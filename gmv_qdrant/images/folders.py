@@ -109,13 +109,8 @@ def walk(root: str, allowed: Sequence[str], census: Census) -> Iterator[Listing 
             walked.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
                 listed = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-        except ImageError as error:
-            yield Unusable(names.printable(place), str(error), "link")
-            continue
-        except OSError as error:
-            yield Unusable(
-                names.printable(place), f"the folder cannot be read: {error.strerror}", "unreadable"
-            )
+        except (ImageError, OSError) as error:
+            yield _unusable(place, error)
             continue
         listing = Listing(path)
         below: list[str] = []
@@ -123,12 +118,22 @@ def walk(root: str, allowed: Sequence[str], census: Census) -> Iterator[Listing 
             inside = os.path.join(path, entry.name)
             if not _is_folder(entry):
                 listing.files.append(File(inside, entry.path, allowed, is_link=entry.is_symlink()))
-            elif names.is_hidden(entry.name):
-                census.pass_over("hidden or system folders", names.printable(entry.path))
-            else:
+            elif not _passed_over(entry, census):
                 (links if entry.is_symlink() else below).append(inside)
         yield listing
         stack += reversed(below)
+
+
+def _unusable(place: str, error: ImageError | OSError) -> Unusable:
+    if isinstance(error, ImageError):
+        return Unusable(names.printable(place), str(error), "link")
+    return Unusable(names.printable(place), f"the folder cannot be read: {error.strerror}", "unreadable")
+
+
+def _passed_over(folder: os.DirEntry[str], census: Census) -> bool:
+    if hidden := names.is_hidden(folder.name):
+        census.pass_over("hidden or system folders", names.printable(folder.path))
+    return hidden
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

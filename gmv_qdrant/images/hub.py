@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gmv_qdrant.errors import ImageError, SourceError, first_line
-from gmv_qdrant.images.arrow import class_names, named
+from gmv_qdrant.images.arrow import classes_of, named
 from gmv_qdrant.images.descriptions import Pairs
 from gmv_qdrant.images.parquet import Layout, choose, image_bytes, said_of
 
@@ -99,16 +99,20 @@ def _opened(uri: str) -> tuple[Any, str, Layout]:
             f"The data set {uri} cannot be had from the Hugging Face hub: {first_line(error)}. "
             "Check the name (hf://NAME:SPLIT), the network and HF_HUB_OFFLINE."
         ) from error
-    features = dataset.features
-    images = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
-    ]
+    return dataset.decode(False), split, _layout(uri, dataset.features)
+
+
+def _layout(uri: str, features: Any) -> Layout:
+    from datasets import Image, Value
+
+    def is_image(feature: Any) -> bool:
+        return isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature)
+
+    images = [column for column, feature in features.items() if is_image(feature)]
     plain = [
         column
         for column, feature in features.items()
-        if isinstance(feature, datasets.Value) and "binary" in feature.dtype
+        if isinstance(feature, Value) and "binary" in feature.dtype
     ]
     try:
         image, others = choose(images, plain)
@@ -116,12 +120,8 @@ def _opened(uri: str) -> tuple[Any, str, Layout]:
         raise SourceError(f"The data set {uri} can't be read: {error}") from None
     if image is None:
         raise SourceError(f"The data set {uri} has no image column (it has {', '.join(features)}).")
-    classes = {
-        column: names
-        for column, feature in features.to_dict().items()
-        if isinstance(feature, dict) and (names := class_names(feature)) is not None
-    }
-    return dataset.decode(False), split, Layout(image, classes, others, said_of(image, others))
+    types = {name: feature for name, feature in features.to_dict().items() if isinstance(feature, dict)}
+    return Layout(image, classes_of(types), others, said_of(image, others))
 
 
 def _parted(uri: str) -> tuple[str, str]:

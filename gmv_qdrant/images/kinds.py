@@ -89,10 +89,17 @@ def kind_of(head: bytes) -> Kind | None:
 
     A compressed file is believed to be a tar until it was opened.
     """
-    if head[8:12] == b"WEBP" and head[:4] == b"RIFF":
-        return IMAGE
+    return (
+        _by_structure(head)
+        or next((kind for start, kind in _STARTS if head.startswith(start)), None)
+        or _text(head)
+    )
+
+
+def _by_structure(head: bytes) -> Kind | None:
+    """Of what isn't told by how it begins alone."""
     if head[:4] == b"RIFF":
-        return _VIDEO
+        return IMAGE if head[8:12] == b"WEBP" else _VIDEO
     if head[4:8] == b"ftyp":
         return _boxed(head)
     if head[8:10] == b"CR" and head[:4] in (b"II*\0", b"MM\0*"):
@@ -101,12 +108,7 @@ def kind_of(head: bytes) -> Kind | None:
         return IMAGE
     if head[128:132] == b"DICM":
         return Kind("dicom", f"a DICOM image, which isn't read: {_CONVERT}")
-    if head[257:262] == b"ustar" or _is_old_tar(head):
-        return Kind("tar")
-    for start, kind in _STARTS:
-        if head.startswith(start):
-            return kind
-    return _text(head)
+    return Kind("tar") if head[257:262] == b"ustar" or _is_old_tar(head) else None
 
 
 def _boxed(head: bytes) -> Kind:

@@ -17,7 +17,7 @@ from gmv_qdrant.errors import ImageError, first_line
 from gmv_qdrant.images import limits, names
 from gmv_qdrant.images.census import Census
 from gmv_qdrant.images.described import Table
-from gmv_qdrant.images.descriptions import Description, describe, merged
+from gmv_qdrant.images.descriptions import Description, Pairs, describe, merged
 from gmv_qdrant.images.kinds import kind_of
 from gmv_qdrant.images.records import Unusable
 from gmv_qdrant.images.tables import pairs_of, parse_json
@@ -207,29 +207,39 @@ class Folder:
         if found is None:
             return None
         self._used.add(found)
-        columns: dict[str, object] = {}
-        pairs: list[tuple[str, object]] = []
-        sidecars = self._sidecars[found]
-        for sidecar in [one for one in sidecars if one.number == member.number] or sidecars:
-            ending = names.suffix(sidecar.name)
-            try:
-                data = sidecar.read(limits.SIDECAR_BYTES)
-                if ending != ".json":
-                    columns["label" if ending == ".cls" else "txt"] = data.decode(errors="replace").strip(
-                        "\ufeff\r\n "
-                    )
-                    continue
-                value = parse_json(data)
-            except (ImageError, ValueError, RecursionError) as error:
-                raise ImageError(
-                    f"its description {sidecar.uri} can't be read: {str(error) or 'it is nested too deeply'}",
-                    kind="description",
-                ) from None
-            pairs += pairs_of(value) if isinstance(value, dict) else [("json", value)]
-        there = {name.strip().casefold() for name, _ in pairs}
-        found_columns = [*pairs, *((name, value) for name, value in columns.items() if name not in there)]
-        says_much = bool(pairs) or "label" in columns
-        return dataclasses.replace(describe(found_columns), has_label=says_much)
+        named = self._sidecars[found]
+        return _together([one for one in named if one.number == member.number] or named)
+
+
+def _together(sidecars: Sequence[Member]) -> Description:
+    """What files beside an image say: texts count where no JSON has a column of their name."""
+    pairs: list[tuple[str, object]] = []
+    texts: dict[str, object] = {}
+    for sidecar in sidecars:
+        if names.suffix(sidecar.name) == ".json":
+            pairs += _columns(sidecar)
+        else:
+            texts |= dict(_columns(sidecar))
+    there = {name.strip().casefold() for name, _ in pairs}
+    columns = [*pairs, *((name, value) for name, value in texts.items() if name not in there)]
+    return dataclasses.replace(describe(columns), has_label=bool(pairs) or "label" in texts)
+
+
+def _columns(sidecar: Member) -> Pairs:
+    """What a file beside an image says. Raises `ImageError`."""
+    ending = names.suffix(sidecar.name)
+    try:
+        data = sidecar.read(limits.SIDECAR_BYTES)
+        if ending != ".json":
+            text = data.decode(errors="replace").strip("\ufeff\r\n ")
+            return [("label" if ending == ".cls" else "txt", text)]
+        value = parse_json(data)
+    except (ImageError, ValueError, RecursionError) as error:
+        raise ImageError(
+            f"its description {sidecar.uri} can't be read: {str(error) or 'it is nested too deeply'}",
+            kind="description",
+        ) from None
+    return pairs_of(value) if isinstance(value, dict) else [("json", value)]
 
 
 def unusable(uri: str, error: Exception) -> Unusable:

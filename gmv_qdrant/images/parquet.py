@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmv_qdrant.errors import ImageError, first_line
-from gmv_qdrant.images.arrow import class_names, hub_features, values
+from gmv_qdrant.images.arrow import classes_of, hub_features, values
 from gmv_qdrant.images.descriptions import Pairs, Unreadable
 from gmv_qdrant.images.kinds import HEAD, kind_of
 from gmv_qdrant.images.names import printable
@@ -127,51 +127,50 @@ def said_of(image: str, others: frozenset[str]) -> tuple[str, ...]:
 
 def find_layout(file: Any) -> Layout:
     """Of an open ParquetFile. Raises `ImageError`."""
-    import pyarrow as pa
-
     schema = file.schema_arrow
     features, problem = hub_features(schema.metadata)
-    types = {name: feature.get("_type") for name, feature in features.items()}
+    hub = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    image, left = choose(*_columns(file, hub))
+    if image is None:
+        raise _no_images(schema, hub)
+    if schema.names.count(image) > 1:
+        raise ImageError(f"it has two columns called {image}", kind="ambiguous")
+    return Layout(image, classes_of(features), left, (*said_of(image, left), *([problem] if problem else [])))
 
-    def is_bytes(kind: Any) -> bool:
-        return bool(
-            pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-        )
 
-    def is_image(kind: Any) -> bool:
-        place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
-        return place >= 0 and is_bytes(kind.field(place).type)
-
+def _columns(file: Any, hub: list[str]) -> tuple[list[str], list[str]]:
+    """Columns that hold images by their type, and columns of bytes that seem to."""
+    schema = file.schema_arrow
+    of_bytes = [field.name for field in schema if _is_bytes(field.type)]
     found = [
         field.name
         for field in schema
-        if is_image(field.type) or (types.get(field.name) == "Image" and is_bytes(field.type))
+        if _is_image(field.type) or (field.name in hub and field.name in of_bytes)
     ]
-    plain = [
-        field.name
-        for field in schema
-        if is_bytes(field.type)
-        and field.name not in found
-        and (field.name in _LIKELY_NAMES or _begins_as_image(file, field.name))
-    ]
-    image, others = choose(found, plain)
-    if image is None:
-        lists = [
-            field.name for field in schema if pa.types.is_nested(field.type) and "binary" in str(field.type)
-        ]
-        hub = [name for name, kind in types.items() if kind == "Image" and name in schema.names]
-        raise _no_images(
-            schema, [*hub, *lists, *(name for name in ("image", "images", "img") if name in schema.names)]
-        )
-    if schema.names.count(image) > 1:
-        raise ImageError(f"it has two columns called {image}", kind="ambiguous")
-    classes = {
-        name: names for name, feature in features.items() if (names := class_names(feature)) is not None
-    }
-    return Layout(image, classes, others, (*said_of(image, others), *([problem] if problem else [])))
+    others = [name for name in of_bytes if name not in found]
+    return found, [name for name in others if name in _LIKELY_NAMES or _begins_as_image(file, name)]
 
 
-def _no_images(schema: Any, promising: list[str]) -> ImageError:
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_image(kind: Any) -> bool:
+    """Whether it is the hub's struct of an image's bytes and path."""
+    import pyarrow as pa
+
+    place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return place >= 0 and _is_bytes(kind.field(place).type)
+
+
+def _no_images(schema: Any, hub: list[str]) -> ImageError:
+    """hub: columns of the hub's type for images."""
+    import pyarrow as pa
+
+    lists = [field.name for field in schema if pa.types.is_nested(field.type) and "binary" in str(field.type)]
+    promising = [name for name in (*hub, *lists, "image", "images", "img") if name in schema.names]
     if promising:
         kind = schema.field(schema.get_all_field_indices(promising[0])[0]).type
         return ImageError(
@@ -205,15 +204,18 @@ def _rows(path: str, layout: Layout, load: bool) -> Iterator[tuple[Pairs, object
             yield from (((), None) for _ in range(file.metadata.num_rows))
             return
         for batch in file.iter_batches(batch_size=_BATCH if load else 1024, columns=wanted):
-            names = batch.schema.names
-            images: list[object] = [None] * batch.num_rows
-            columns: list[list[object]] = []
-            others: list[str] = []
-            for place, name in enumerate(names):
-                if name == layout.image:
-                    images = values(batch.column(place))
-                else:
-                    columns.append(values(batch.column(place), layout.classes.get(name)))
-                    others.append(name)
-            for row in range(batch.num_rows):
-                yield [(name, column[row]) for name, column in zip(others, columns, strict=True)], images[row]
+            yield from _rows_of(batch, layout)
+
+
+def _rows_of(batch: Any, layout: Layout) -> Iterator[tuple[Pairs, object]]:
+    images: list[object] = [None] * batch.num_rows
+    columns: list[list[object]] = []
+    others: list[str] = []
+    for place, name in enumerate(batch.schema.names):
+        if name == layout.image:
+            images = values(batch.column(place))
+        else:
+            columns.append(values(batch.column(place), layout.classes.get(name)))
+            others.append(name)
+    for row, image in enumerate(images):
+        yield [(name, column[row]) for name, column in zip(others, columns, strict=True)], image

@@ -111,17 +111,20 @@ def open_sources(
     for path in given:
         _check_path(path)
     checked = [path if path.startswith(HUB) else os.path.abspath(path) for path in given]
-    missing = [path for path in checked if not path.startswith(HUB) and not os.path.lexists(path)]
-    if missing:
-        raise SourceError(
-            f"{printable(missing[0])} does not exist"
-            + (f" (nor do {len(missing) - 1} more of the paths)" if missing[1:] else "")
-            + "; check the spelling, or mount the disk."
-        )
+    _require_there([path for path in checked if not path.startswith(HUB)])
     for path in checked:
         if path.startswith(HUB):
             check_hub(path)
     return Sources(tuple(checked), _owner(owner), only, tuple(allowed))
+
+
+def _require_there(paths: Sequence[str]) -> None:
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if missing:
+        others = f" (nor do {len(missing) - 1} more of the paths)" if missing[1:] else ""
+        raise SourceError(
+            f"{printable(missing[0])} does not exist{others}; check the spelling, or mount the disk."
+        )
 
 
 def _check_path(path: str) -> None:

@@ -239,18 +239,18 @@ class _Records:
 
 
 def _row_of_cells(place: str, names: list[str], at: int, cells: list[str], wrong: Wrong) -> Row:
-    is_damaged = bool(wrong("\n".join(cells)))
-    if is_damaged and (at >= len(cells) or wrong(cells[at])):
-        return Row(place, (), (), wrong(cells[at] if at < len(cells) else "".join(cells)))
-    cells = [match[1] if (match := _EXCEL_TEXT.fullmatch(cell.strip())) else cell for cell in cells]
+    damage = wrong("\n".join(cells))
+    if damage and (at >= len(cells) or wrong(cells[at])):
+        return Row(place, (), (), damage)
+    texts = [match[1] if (match := _EXCEL_TEXT.fullmatch(cell.strip())) else cell for cell in cells]
     pairs: list[tuple[str, object]] = [
-        (name.strip() or f"column{number}", _cell(cell, wrong if is_damaged else None))
-        for number, (name, cell) in enumerate(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
+        (name.strip() or f"column{number}", _cell(text, wrong if damage else None))
+        for number, (name, text) in enumerate(itertools.zip_longest(names, texts[: len(names)], fillvalue=""))
         if number != at
     ]
-    if any(cell.strip() for cell in cells[len(names) :]):
+    if "".join(texts[len(names) :]).strip():
         pairs.append(("its last", Unreadable(f"the row has {len(cells)} cells, the header {len(names)}")))
-    return Row(place, _files(cells[at] if at < len(cells) else None), pairs)
+    return Row(place, _files(texts[at] if at < len(texts) else None), pairs)
 
 
 def _cell(text: str, wrong: Wrong | None) -> object:

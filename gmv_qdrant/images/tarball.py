@@ -14,7 +14,7 @@ from gmv_qdrant.images import limits
 
 BLOCK = 512
 _REGULAR = b"0\x007"
-_KINDS = {b"3": "a device", b"4": "a device", b"6": "a pipe"}
+_KINDS = dict.fromkeys([b"3", b"4"], "a device, not a regular file") | {b"6": "a pipe, not a regular file"}
 _ZEROS = bytes(BLOCK)
 _END = 2 * limits.MIB
 """Zeros after which nothing more is looked for: tapes were padded by less."""
@@ -50,39 +50,43 @@ def read_headers(file: Seekable) -> Iterator[Header]:
     """The members of a tar, folders left out. Raises `DamagedTar` where a header doesn't add up."""
     at, zeros, found = 0, 0, False
     overrides: dict[str, str] = {}
-    while True:
-        file.seek(at)
-        block = file.read(BLOCK)
-        if len(block) < BLOCK:
-            if block.strip(b"\0") or not (found or zeros):
-                raise DamagedTar("it ends within a header")
-            return
+    while (block := _block(file, at, found or bool(zeros))) is not None and zeros <= _END:
         at += BLOCK
-        if block == _ZEROS:
-            zeros += BLOCK
-            if zeros > _END:
-                return
+        zeros = zeros + BLOCK if block == _ZEROS else 0
+        if zeros:
             continue
-        zeros = 0
         kind, size = _checked(block), _number(block[124:136])
         if kind in b"xXgLK":
-            if size > limits.HEADER_BYTES:
-                raise DamagedTar(f"it has a header of {limits.size_of(size)}")
-            data = file.read(size)
+            overrides |= _overrides(file, kind, size)
             at += _padded(size)
-            if kind != b"g":
-                overrides |= (
-                    _pax(data) if kind in b"xX" else {"path" if kind == b"L" else "linkpath": _text(data)}
-                )
             continue
         if kind == b"S":
             at = _skip_sparse_map(file, block, at)
         header, stored = _member(block, kind, size, at, overrides)
-        overrides = {}
-        found = True
+        overrides, found = {}, True
         if header is not None:
             yield header
         at += _padded(stored)
+
+
+def _block(file: Seekable, at: int, may_end: bool) -> bytes | None:
+    file.seek(at)
+    block = file.read(BLOCK)
+    if len(block) == BLOCK:
+        return block
+    if block.strip(b"\0") or not may_end:
+        raise DamagedTar("it ends within a header")
+    return None
+
+
+def _overrides(file: Seekable, kind: bytes, size: int) -> dict[str, str]:
+    """What a header says of the member after it."""
+    if size > limits.HEADER_BYTES:
+        raise DamagedTar(f"it has a header of {limits.size_of(size)}")
+    data = file.read(size)
+    if kind == b"g":
+        return {}
+    return _pax(data) if kind in b"xX" else {"path" if kind == b"L" else "linkpath": _text(data)}
 
 
 def _member(
@@ -91,19 +95,17 @@ def _member(
     """A member, or None for a folder and the like; and how many bytes of it follow."""
     if "size" in overrides:
         size = _decimal(overrides["size"])
-    name = overrides.get("GNU.sparse.name") or overrides.get("path") or _full_name(block)
+    name = _name(block, overrides)
     stored = 0 if kind in b"123456" else size
-    sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in overrides)
+    sparse = kind == b"S" or _is_sparse(overrides)
     if kind in _REGULAR or sparse:
-        if name.endswith("/"):
-            return None, stored
         refused = "a sparse file, which isn't read from an archive: unpack it" if sparse else ""
-        return Header(name, size, at, refused=refused), stored
+        return None if name.endswith("/") else Header(name, size, at, refused=refused), stored
     if kind in b"12":
         link = overrides.get("linkpath") or _text(block[157:257])
         return Header(name, 0, at, link=link, is_symbolic=kind == b"2"), stored
     if kind in _KINDS:
-        return Header(name, 0, at, refused=f"{_KINDS[kind]}, not a regular file"), stored
+        return Header(name, 0, at, refused=_KINDS[kind]), stored
     if kind in b"5DVNM":
         return None, stored
     return Header(name, size, at, refused=f"of kind {kind!r} in its tar, which isn't known"), stored
@@ -166,7 +168,13 @@ def _skip_sparse_map(file: Seekable, block: bytes, at: int) -> int:
     return at
 
 
-def _full_name(block: bytes) -> str:
+def _is_sparse(overrides: dict[str, str]) -> bool:
+    return any(key.startswith("GNU.sparse") for key in overrides)
+
+
+def _name(block: bytes, overrides: dict[str, str]) -> str:
+    if said := overrides.get("GNU.sparse.name") or overrides.get("path"):
+        return said
     name = _text(block[:100])
     prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
     return f"{prefix}/{name}" if prefix else name

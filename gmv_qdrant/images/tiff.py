@@ -175,19 +175,24 @@ def _shown(page: Any, samples: np.ndarray, photometric: int, bits: int, kind: in
     extras = _tags(page, "ExtraSamples", 0) if "ExtraSamples" in page.tags else ()
     if samples.shape[2] != channels + len(extras) or len(extras) > 1:
         raise _refused(f"it has {samples.shape[2]} channels that aren't explained")
-    if kind == _FLOAT:
-        scaled = scaled_floats(samples[..., :channels])
-        alpha = np.clip(np.nan_to_num(samples[..., channels:].astype(np.float64)), 0, 1)
-    elif kind in (_UNSIGNED, _SIGNED, _VOID):
-        scaled = scaled_integers(samples[..., :channels], bits, signed=kind == _SIGNED)
-        alpha = samples[..., channels:] / float((1 << (bits - (kind == _SIGNED))) - 1)
-    else:
-        raise _refused("its samples are complex numbers")
+    scaled, alpha = _scaled(samples, channels, bits, kind)
     if photometric == _WHITE_IS_ZERO:
         scaled = 255 - scaled
     if extras and extras[0] in (1, 2) and channels < 4:
         scaled = _on_white(scaled, alpha[..., :1], premultiplied=extras[0] == 1)
     return scaled[..., 0] if channels == 1 else scaled
+
+
+def _scaled(samples: np.ndarray, channels: int, bits: int, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colours as uint8, and what stands beside them from 0 to 1."""
+    if kind == _FLOAT:
+        alpha = np.clip(np.nan_to_num(samples[..., channels:].astype(np.float64)), 0, 1)
+        return scaled_floats(samples[..., :channels]), alpha
+    if kind not in (_UNSIGNED, _SIGNED, _VOID):
+        raise _refused("its samples are complex numbers")
+    signed = kind == _SIGNED
+    alpha = samples[..., channels:] / float((1 << (bits - signed)) - 1)
+    return scaled_integers(samples[..., :channels], bits, signed=signed), alpha
 
 
 def _on_white(colours: np.ndarray, alpha: np.ndarray, *, premultiplied: bool) -> np.ndarray:

@@ -65,6 +65,11 @@ class ArchiveMember(Member):
         return self.archive.head(self.entry)
 
 
+def _place_in_archive(image: tuple[ArchiveMember, Description]) -> int:
+    """In this order an archive is gone through once."""
+    return image[0].entry.place
+
+
 def _check_way_back(uri: str, path: str, part: str) -> None:
     if locate(uri) != (path, part):
         raise ImageError(
@@ -101,10 +106,7 @@ class Walk:
                 above = governing.get(posixpath.dirname(path), Tables()) if path else Tables()
                 governing[path] = tables = Tables(own, path) if own else above
                 found = Folder(listing.files, tables, self.census, label=os.path.basename(path) or label)
-                for image in found.images():
-                    yield from self._given(image)
-                for container in found.containers:
-                    yield from self._container(container, tables)
+                yield from self._images_of(found, tables)
             yield from self._leftover(mark)
         finally:
             del self._tables[mark:]
@@ -113,29 +115,27 @@ class Walk:
         """Files of one folder, described by its tables and by the files beside them; only they are spoken of."""
         mark = len(self._tables)
         chosen = dict.fromkeys(os.path.basename(path) for path in paths)
+        listed = _listed(folder)
         stems = {stem for name in chosen for stem in (name, posixpath.splitext(name)[0])}
+        beside = [self._file(folder, name) for name in listed if _is_sidecar_of(stems, name)]
         try:
-            listed = os.listdir(folder)
-        except OSError:
-            listed = []
-        tables = [self._file(folder, name) for name in listed if names.is_table(name)]
-        beside = [
-            self._file(folder, name)
-            for name in listed
-            if names.suffix(name) in names.SIDECAR_SUFFIXES and posixpath.splitext(name)[0] in stems
-        ]
-        try:
-            own = self._tables_among(tables, partial(_is_file, folder))
+            own = self._tables_among(
+                [self._file(folder, name) for name in listed if names.is_table(name)],
+                partial(_is_file, folder),
+            )
             members = [self._file(folder, name) for name in chosen]
             found = Folder(members, Tables(own), self.census, beside=beside)
-            for image in found.images():
-                yield from self._given(image)
-            for container in found.containers:
-                yield from self._container(container, Tables(own))
+            yield from self._images_of(found, Tables(own))
             for table in own:
                 yield from (self._counted(item) for item in table.leftover() if item.kind == "table")
         finally:
             del self._tables[mark:]
+
+    def _images_of(self, found: Folder, tables: Tables) -> Iterator[Item]:
+        for image in found.images():
+            yield from self._given(image)
+        for container in found.containers:
+            yield from self._container(container, tables)
 
     def hub(self, uri: str) -> Iterator[Item]:
         """A data set of the hub."""
@@ -150,21 +150,7 @@ class Walk:
     def _container(self, member: Member, tables: Tables) -> Iterator[Item]:
         """What a file holds that is an archive or a Parquet file, by its content."""
         try:
-            member.check()
-            head = member.head()
-            kind = kind_of(head)
-            if (kind is not None and kind.name == "parquet") or names.suffix(member.name) == ".parquet":
-                layout, rows = read_images(member.uri, load=self.load)
-                _check_way_back(f"{member.uri}#0", member.uri, "0")
-                if (yield from self._rows(member.uri, layout.notes, rows, image_bytes)):
-                    self.census.whole.append(member.uri)
-            elif is_compressed(head) and not self.load and os.path.getsize(member.uri) > PLANNED_ARCHIVE:
-                self.census.complete = False
-            else:
-                archive = open_archive(member.uri)
-                yield from self._archive(archive, member.path, tables)
-                if not archive.damage:
-                    self.census.whole.append(member.uri)
+            yield from self._contents(member, tables)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one file
             found = unusable(member.uri, error)
             if found.kind == "no-images":
@@ -174,15 +160,26 @@ class Walk:
             elif self.wanted(found.uri):
                 yield self._counted(found)
 
+    def _contents(self, member: Member, tables: Tables) -> Iterator[Item]:
+        member.check()
+        head = member.head()
+        kind = kind_of(head)
+        if (kind is not None and kind.name == "parquet") or names.suffix(member.name) == ".parquet":
+            layout, rows = read_images(member.uri, load=self.load)
+            _check_way_back(f"{member.uri}#0", member.uri, "0")
+            is_whole = yield from self._rows(member.uri, layout.notes, rows, image_bytes)
+        elif is_compressed(head) and not self.load and os.path.getsize(member.uri) > PLANNED_ARCHIVE:
+            self.census.complete = is_whole = False
+        else:
+            archive = open_archive(member.uri)
+            yield from self._archive(archive, member.path, tables)
+            is_whole = not archive.damage
+        if is_whole:
+            self.census.whole.append(member.uri)
+
     def _archive(self, archive: Archive, path: str, tables: Tables) -> Iterator[Item]:
         mark = len(self._tables)
-        folders: dict[str, list[ArchiveMember]] = defaultdict(list)
-        for entry in archive.entries:
-            folder = posixpath.dirname(entry.path)
-            if any(names.is_hidden(part) for part in folder.split("/") if part):
-                self.census.pass_over("hidden or system files", f"{archive.path}#{entry.part}")
-            else:
-                folders[folder].append(ArchiveMember(archive, entry))
+        folders = self._folders_of(archive)
         present = {entry.path for entry in archive.entries}
         governing = {"": Tables(tables.tables, tables.folder, path)}
         images: list[tuple[ArchiveMember, Description]] = []
@@ -204,15 +201,24 @@ class Walk:
                         images.append(item)  # type: ignore[arg-type]
                 for container in found.containers:
                     self.census.pass_over("archives or tables in an archive", container.uri)
-            for image in sorted(
-                images, key=lambda image: image[0].entry.place
-            ):  # in one pass through the archive
+            for image in sorted(images, key=_place_in_archive):
                 yield from self._given(image)
             if archive.damage:
                 yield from self._given(Unusable(names.printable(archive.path), archive.damage, "archive"))
             yield from self._leftover(mark)
         finally:
             del self._tables[mark:]
+
+    def _folders_of(self, archive: Archive) -> dict[str, list[ArchiveMember]]:
+        """The members by folder; those in hidden ones are counted."""
+        folders: dict[str, list[ArchiveMember]] = defaultdict(list)
+        for entry in archive.entries:
+            folder = posixpath.dirname(entry.path)
+            if any(names.is_hidden(part) for part in folder.split("/") if part):
+                self.census.pass_over("hidden or system files", f"{archive.path}#{entry.part}")
+            else:
+                folders[folder].append(ArchiveMember(archive, entry))
+        return folders
 
     def _rows(
         self,
@@ -308,6 +314,17 @@ class Walk:
     def _leftover(self, mark: int) -> Iterator[Unusable]:
         for table in self._tables[mark:]:
             yield from (self._counted(item) for item in table.leftover() if self.wanted(item.uri))
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # its files say why they can't be read
+        return []
+
+
+def _is_sidecar_of(stems: Collection[str], name: str) -> bool:
+    return names.suffix(name) in names.SIDECAR_SUFFIXES and posixpath.splitext(name)[0] in stems
 
 
 def _is_file(folder: str, name: str) -> bool:

@@ -113,16 +113,21 @@ def value_function(ledger: Readable, *, calibration: str | None = None, **fields
         )
     if calibration == LOSS:
         return ValueFunction(calibration=LOSS, temperature=LOSS_TEMPERATURE, relative=True, **given)
+    version, own = _calibration(ledger, calibration)
+    return ValueFunction(calibration=version, **own, **given)
+
+
+def _calibration(ledger: Readable, name: str) -> tuple[str, dict[str, Any]]:
+    """Its version, and what it says of the value function. Raises `SettingsError`."""
     kept = calibrations(ledger)
     latest = {row["name"]: f"{row['name']}@{row['version']}" for row in kept.values()}
-    version = latest.get(calibration, calibration)
+    version = latest.get(name, name)
     if version not in kept:
         raise SettingsError(
-            f"there is no calibration {calibration!r}{did_you_mean(calibration, {*kept, *latest})} "
+            f"there is no calibration {name!r}{did_you_mean(name, {*kept, *latest})} "
             f"(known: {', '.join(kept) or 'none yet'}): make it with 'gmv-qdrant calibrate'"
         )
-    own = {name: kept[version][name] for name in ("temperature", "null_distance", "relative")}
-    return ValueFunction(calibration=version, **own, **given)
+    return version, {field: kept[version][field] for field in ("temperature", "null_distance", "relative")}
 
 
 def calibrations(ledger: Readable) -> dict[str, dict[str, Any]]:
@@ -208,16 +213,18 @@ def _refuse_credits(by: str, rule: str, interval: float | None, selection: Selec
     if (rule == "knn-shapley" and by != "image") or (rule == "owner-shapley" and by in ("image", "batch")):
         other = "images" if rule == "knn-shapley" else "owners and other groups of training images"
         raise SettingsError(f"{rule} values {other}, so it can't be asked by {by}")
-    if interval is not None and by in ("image", "batch"):
+    if selection is not None and by != "image":
+        raise SettingsError(f"some training images are chosen for credits by image, not by {by}")
+    if interval is None:
+        return
+    if by in ("image", "batch"):
         raise SettingsError(
             "intervals are given for credits of owners and other groups, not of images or batches"
         )
-    if interval is not None and not 50 <= interval < 100:
+    if not 50 <= interval < 100:
         raise SettingsError(
             f"an interval of {interval:g} % can't be given: ask for 50 or more, and less than 100"
         )
-    if selection is not None and by != "image":
-        raise SettingsError(f"some training images are chosen for credits by image, not by {by}")
 
 
 def attribute_names(ledger: Readable) -> list[str]:

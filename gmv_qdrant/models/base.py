@@ -46,6 +46,13 @@ class Storage:
         return np.asarray(vectors if self.scale == 1.0 else vectors.mul_(self.scale))
 
 
+def unit_rows(vectors: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """Each row divided by its norm; a row whose norm isn't above ``least`` stays as it is."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: np.ndarray = vectors / np.where(norms > least, norms, vectors.dtype.type(1))
+    return unit
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What makes two encoders the same: their vectors may be compared only when these are equal."""

@@ -63,17 +63,17 @@ class Models:
         recall = load_encoder(names["encoder"], runtime=runtime)
         rerank = load_distance(names["distance"], runtime=runtime, recall=recall)
         metric = load_quality(names["quality"], runtime=runtime) if quality else None
-        found: dict[str, Any] = {
-            "precision": settings.precision,
+        parts: dict[str, Any] = {
             "encoder": {**dataclasses.asdict(recall.identity), "probe": _vector(recall)},
             "distance": {**dataclasses.asdict(rerank.identity), "probe": _vector(rerank)},
         }
         if quality:
             identity = metric.identity if metric else "none"
-            found["quality"] = {"name": names["quality"], "identity": identity, "probe": _score(metric)}
+            parts["quality"] = {"name": names["quality"], "identity": identity, "probe": _score(metric)}
+        found = {"precision": settings.precision, **parts}
         if fingerprint is not None:
-            for part in (kind for kind in names if kind in found):
-                _compare(part, found[part], fingerprint.get(part) or {}, TOLERANCE[settings.precision])
+            for part, mine in parts.items():
+                _compare(part, mine, fingerprint.get(part) or {}, TOLERANCE[settings.precision])
         return cls(recall, rerank, metric, resolve_device(runtime.device), fingerprint or found)
 
 

@@ -219,17 +219,21 @@ def require_all(models: Mapping[str, Sequence[WeightFile]], runtime: Runtime) ->
     Raises `ModelError` at once, before anything is downloaded, when that isn't allowed or can't be verified, or at
     the first file that can't be had: one sentence that names all models that lack something, and the way out.
     """
-    wanted = [file for files in missing(models).values() for file in files]
     try:
-        if wanted and is_offline(runtime):
-            raise ModelError("this run is offline")
-        if not runtime.trust and (unknown := [file.origin for file in wanted if file.pin.sha256 is None]):
-            raise ModelError(f"nobody publishes a SHA-256 of {' and '.join(unknown)}")
-        for file in wanted:
-            file.fetch(runtime.progress)
+        _fetch([file for files in missing(models).values() for file in files], runtime)
     except ModelError as error:
         raise ModelError(what_is_missing(missing(models), str(error))) from error
     return {name: [path for file in files if (path := file.find())] for name, files in models.items()}
+
+
+def _fetch(wanted: Sequence[WeightFile], runtime: Runtime) -> None:
+    if wanted and is_offline(runtime):
+        raise ModelError("this run is offline")
+    unknown = [file.origin for file in wanted if file.pin.sha256 is None]
+    if unknown and not runtime.trust:
+        raise ModelError(f"nobody publishes a SHA-256 of {' and '.join(unknown)}")
+    for file in wanted:
+        file.fetch(runtime.progress)
 
 
 def missing(models: Mapping[str, Sequence[WeightFile]]) -> dict[str, list[WeightFile]]:

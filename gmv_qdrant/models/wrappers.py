@@ -11,7 +11,7 @@ from PIL import Image
 
 from gmv_qdrant.errors import GmvError, ImageError, ModelError, first_line
 from gmv_qdrant.method import Metric
-from gmv_qdrant.models.base import Encoder, Identity, QualityMetric, Storage
+from gmv_qdrant.models.base import Encoder, Identity, QualityMetric, Storage, unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -179,20 +179,13 @@ class WeightedSum:
             end = start + math.prod(shape) * dtype.itemsize
             mine = batch[:, start:end].clone(memory_format=torch.contiguous_format)
             found = encoder.encode(mine.view(dtype).reshape(-1, *shape))
-            if (
-                encoder.metric == "cosine" and not self._unit
-            ):  # half the square between unit vectors is 1 - cos
-                found = _unit(found) * np.float32(math.sqrt(0.5))
+            if encoder.metric == "cosine" and not self._unit:
+                # half the square between unit vectors is 1 - cos
+                found = unit_rows(found) * np.float32(math.sqrt(0.5))
             vectors.append(found * np.float32(math.sqrt(weight)))
             start = end
         whole = np.concatenate(vectors, axis=1)
-        return _unit(whole) if self._unit else whole
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: np.ndarray = vectors / np.where(norms > 0, norms, np.float32(1.0))
-    return unit
+        return unit_rows(whole) if self._unit else whole
 
 
 def _storage(parts: Sequence[tuple[Encoder, float]]) -> Storage:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gmv_qdrant.errors import ModelError
 from gmv_qdrant.method import Metric
-from gmv_qdrant.models.base import Encoder, Identity, Storage
+from gmv_qdrant.models.base import Encoder, Identity, Storage, unit_rows
 from gmv_qdrant.models.devices import Runtime
 
 if TYPE_CHECKING:
@@ -82,38 +82,19 @@ class PixelEncoder:
         pixels = batch.numpy()
         if self.storage.dtype == "uint8":
             return self.storage.unpack(pixels)
-        vectors = pixels.astype(np.float32) / np.float32(255.0)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: np.ndarray = vectors / np.where(norms > 0, norms, np.float32(1.0))
-        return unit
+        return unit_rows(pixels.astype(np.float32) / np.float32(255.0))
 
 
-class ThumbEncoder:
-    """RGB, PIL bicubic to ``size x size``, minus the mean of all its numbers, divided by the norm.
+class ThumbEncoder(PixelEncoder):
+    """The same, minus the mean of all its numbers, divided by the norm.
 
     An image of one colour that is grey gives the zero vector.
     """
 
-    storage = Storage()
-
     def __init__(self, size: int, metric: Metric) -> None:
-        self.metric: Metric = metric
-        self.dim = 3 * size * size
-        self.identity = Identity(
-            f"thumb:{size}", "none", f"{size}x{size} squash bicubic minus mean, unit length"
-        )
-        self._size = size
-
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        """RGB image -> uint8 ``(dim,)``."""
-        from gmv_qdrant.models.encoders.network import resize, to_uint8
-
-        return to_uint8(resize(image, self._size)).reshape(-1)
+        super().__init__(f"thumb:{size}", size, metric, Storage(), "minus mean, unit length")
 
     def encode(self, batch: torch.Tensor) -> np.ndarray:
         """uint8 ``(n, dim)`` -> float32 ``(n, dim)``."""
         pixels = batch.numpy().astype(np.float64)
-        centred = pixels - pixels.mean(axis=1, keepdims=True)
-        norms = np.linalg.norm(centred, axis=1, keepdims=True)
-        unit: np.ndarray = (centred / np.where(norms > 1e-6, norms, 1.0)).astype(np.float32)
-        return unit
+        return unit_rows(pixels - pixels.mean(axis=1, keepdims=True), 1e-6).astype(np.float32)
