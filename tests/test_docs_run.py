@@ -8,19 +8,25 @@ what isn't here.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+from store.loopback import Loopback
 
 from gmv_qdrant import Workspace
 from gmv_qdrant.cli.main import cli
 from gmv_qdrant.demo import draw_images
+from gmv_qdrant.models.registry import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -90,6 +96,57 @@ def test_the_python_of_a_page_runs(page: Path, here: Path) -> None:
         make_workspace(here)
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), names)
+
+
+def test_from_each_shape_of_a_collection_to_credits(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk of "the Qdrant you have", against the stand-in with collections of these shapes."""
+    page = (ROOT / "docs/how-to/your-qdrant.md").read_text(encoding="utf-8")
+    [walk] = [b["text"] for b in BLOCK.finditer(page) if b["needs"] == "collections of these shapes"]
+    asked = [shlex.split(line)[1:] for line in walk.replace("\\\n", " ").splitlines() if line]
+    with Loopback(here / "server") as server:
+        fill_shapes(server, here / "photos")
+        monkeypatch.setenv("QDRANT_URL", server.url)
+        for words in asked:
+            result = CliRunner().invoke(cli, words)
+            assert result.exit_code == 0, f"{OURS} {shlex.join(words)}\n{result.output}"
+        assert server.writes() == []
+    assert {words[1] for words in asked if words[0] == "adopt"} == server.names()
+    for name in server.names():
+        values = Workspace(here / name).credits("owner").fetchall()
+        assert sum(row[1] for row in values) == pytest.approx(60)
+        assert None not in {row[0] for row in values}
+
+
+def fill_shapes(server: Loopback, photos: Path) -> None:
+    encoders = {name: load_encoder(name) for name in ("pixels:32", "pixels:16")}
+
+    def vector(path: Path, name: str) -> list[float]:
+        image = Image.open(path).convert("RGB")
+        return [float(x) for x in encoders[name].encode(encoders[name].prepare(image)[None])[0]]
+
+    paths = sorted(photos.rglob("*.png"))
+    owners = [f"owner {n % 3}" for n in range(len(paths))]
+    both = list(zip(paths, owners, strict=True))
+    content = [json.dumps({"metadata": {"path": str(path), "author": owner}}) for path, owner in both]
+    payloads: dict[str, list[dict[str, Any]]] = {
+        "nested": [{"file": {"path": str(p.relative_to(photos))}, "photographer": o} for p, o in both],
+        "lists": [{"files": [{"url": str(p)}], "people": [o, "all"]} for p, o in both],
+        "text": [{"_node_content": text} for text in content],
+        "inside": [{"image": base64.b64encode(p.read_bytes()).decode(), "owner": o} for p, o in both],
+        "two": [{"uri": str(p), "owner": o, "customer": "acme"} for p, o in both],
+        "bare": [{"owner": o} for o in owners],
+    }
+    large = [vector(path, "pixels:32") for path in paths]
+    small = [vector(path, "pixels:16") for path in paths]
+    sizes: Any = {"large": {"size": 3072, "distance": "Cosine"}, "small": {"size": 768, "distance": "Dot"}}
+    for name, rows in payloads.items():
+        create = {"vectors": sizes if name == "two" else sizes["large"]}
+        server.handle("PUT", f"/collections/{name}", json.dumps(create).encode())
+        points = [
+            {"id": n, "vector": {"large": large[n], "small": small[n]} if name == "two" else large[n], "payload": row}
+            for n, row in enumerate(rows)
+        ]  # fmt: skip
+        server.handle("PUT", f"/collections/{name}/points", json.dumps({"points": points}).encode())
 
 
 def test_the_rule_of_the_contributors_guide_divides_all_credit(here: Path) -> None:
