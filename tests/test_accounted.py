@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import tiny_workspace
 from PIL import Image
 
@@ -70,6 +73,28 @@ def test_counts_of_every_kind_add_up(workspace: Workspace, root: Path) -> None:
     assert adds_up(summary), summary
     assert (summary["new"], summary["quarantined"]) == (4, 4)  # a withdrawn and a cut one, each seen twice
     assert quarantined(workspace) == {"4.png": "withdrawn", "cut.png": "damaged"}
+
+
+def test_generated_images_in_any_form_are_accounted_for(workspace: Workspace, root: Path) -> None:
+    folder = root / "g"
+    tiny_workspace.write(folder, range(50, 53))
+    tifffile.imwrite(folder / "odd.tif", np.zeros((8, 8), np.complex64), photometric="minisblack")
+    (folder / "metadata.csv").write_bytes(
+        b"file_name,prompt\n50.png,a caf\xc3\xa9\n51.png,\xff\xfe\n52.png,x\n"
+    )
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as inner:
+        inner.writestr("60.png", tiny_workspace.png(60))
+    with zipfile.ZipFile(folder / "a.zip", "w") as outer:
+        outer.writestr("61.final.png", tiny_workspace.png(61))
+        outer.writestr("cut.png", tiny_workspace.png(62)[:60])
+        outer.writestr("inner.zip", packed.getvalue())
+    summary = workspace.value([folder], batch="b")
+    assert (summary["valued"], summary["quarantined"], summary["seen"]) == (3, 3, 8)
+    assert summary["not_images"] == {"archives or tables in an archive": 1, "descriptions": 1}
+    reasons = dict(workspace.sql("SELECT uri, reason FROM quarantine").fetchall())
+    assert {Path(uri).name for uri in reasons} == {"odd.tif", "a.zip#cut.png", "51.png"}
+    assert "line 3 of " in next(reason for uri, reason in reasons.items() if uri.endswith("51.png"))
 
 
 def test_images_without_an_owner_are_counted_and_said(workspace: Workspace, root: Path) -> None:
