@@ -87,11 +87,19 @@ def _wrapped(message: str) -> str:
     room = columns_of_terminal()
     if sys.stderr is None or not sys.stderr.isatty() or len(message) < room:
         return message
+
+    def folded(line: str) -> str:  # an indented line is a command to copy, or of a table
+        return line if line.startswith(" ") else fold(line, room)
+
+    return "\n".join(map(folded, message.split("\n")))
+
+
+def fold(text: str, room: int, indent: str = "") -> str:
+    """Lines of at most so many columns, where words allow it; those after the first are indented."""
     import textwrap
 
-    lines = message.split("\n")
-    return "\n".join(
-        textwrap.fill(one, room, break_long_words=False, break_on_hyphens=False) for one in lines
+    return textwrap.fill(
+        text, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -257,11 +265,14 @@ def print_rows(
     shown = found[:most] if on_terminal() else found
     numeric = _numeric(shown, columns)
     cells = {name: [cell(row[name], grouped=grouped) for row in shown] for name in columns}
+    for name in numeric:
+        cells[name] = _points_aligned(cells[name])
     widths = {name: max(map(width, [printable(name), *cells[name]])) for name in columns}
     room = columns_of_terminal() if on_terminal() else sys.maxsize
-    kept, widths = _fitted(list(columns), widths, numeric, room)
+    empty = {name for name in columns if all(row[name] is None for row in shown)}
+    kept = _fitted(list(columns), widths, numeric, empty, room)
     sign, bar = ("…", "─") if _speaks("…─–") else ("~", "-")
-    lines = [printable(title)] if title else []
+    lines = [shortened(printable(title), room, sign)] if title else []
     lines.append("  ".join(_aligned(printable(name), widths[name], name in numeric, sign) for name in kept))
     lines.append("  ".join(bar * widths[name] for name in kept))
     for row in range(len(shown)):
@@ -275,27 +286,43 @@ def print_rows(
 
 
 def _fitted(
-    columns: list[str], widths: dict[str, int], numeric: set[str], room: int
-) -> tuple[list[str], dict[str, int]]:
-    """The columns that are shown, and how wide each is: texts give way first, then the columns on the right go."""
-    kept = list(columns)
-    while True:
-        over = sum(widths[name] for name in kept) + 2 * (len(kept) - 1) - room
-        fitted = dict(widths)
-        for name in sorted(set(kept) - numeric, key=lambda one: -widths[one]):
-            give = min(max(over, 0), max(fitted[name] - _NARROWEST, 0))
-            fitted[name] -= give
-            over -= give
-        if over <= 0 or len(kept) == 1:
-            return kept, fitted
-        kept.pop()
+    columns: list[str], widths: dict[str, int], numeric: set[str], empty: set[str], room: int
+) -> list[str]:
+    """The columns that are shown; how wide texts are is set in ``widths``.
+
+    Empty columns go first, then texts give way, and then the columns on the right go.
+    """
+    while sum(widths[name] + 2 for name in columns) - 2 > room and len(columns) > 1:
+        narrowest = {name: widths[name] if name in numeric else min(widths[name], _NARROWEST) for name in columns}
+        if gone := [name for name in columns if name in empty]:
+            columns.remove(gone[-1])
+        elif sum(narrowest.values()) + 2 * (len(columns) - 1) > room:
+            columns.pop()
+        else:
+            widest = max((name for name in columns if name not in numeric), key=lambda name: widths[name])
+            widths[widest] -= 1
+    return columns
+
+
+_AMOUNT = re.compile(r"-?[0-9]{1,18}(\.[0-9]+)?")
 
 
 def _numeric(found: Sequence[dict[str, Any]], columns: Sequence[str]) -> set[str]:
+    """Columns of numbers, amounts of money (texts, so that no cent is lost) among them."""
     from decimal import Decimal
 
-    kinds = int | float | Decimal | None
-    return {name for name in columns if all(isinstance(row[name], kinds) for row in found)}
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float | Decimal | None) or (
+            isinstance(value, str) and _AMOUNT.fullmatch(value) is not None
+        )
+
+    return {name for name in columns if all(number(row[name]) for row in found)}
+
+
+def _points_aligned(cells: list[str]) -> list[str]:
+    """Numbers of a column, padded on the right so that their decimal points stand under each other."""
+    behind = [len(text) - text.find(".") if "." in text else 0 for text in cells]
+    return [text + " " * (max(behind) - own) for text, own in zip(cells, behind, strict=True)]
 
 
 def _aligned(text: str, columns: int, right: bool, sign: str) -> str:
