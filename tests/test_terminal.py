@@ -96,6 +96,34 @@ def test_tables_fit_and_numbers_keep_their_digits(workspace: Path, columns: int)
     assert ("left out" in seen) == (columns < 50)
 
 
+def test_points_stand_under_each_other_and_amounts_are_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "on_terminal", lambda: True)
+    monkeypatch.setattr(render, "columns_of_terminal", lambda: 30)
+    amounts = ["1234567.89", "8.45", "-0.10"]
+    found = [
+        {"owner": "x" * 40, "label": None, "amount": amount, "share": share}
+        for amount, share in zip(amounts, [0.5, 0.0421, 0.25], strict=True)
+    ]
+    render.print_rows(found, list(found[0]))
+    seen = capsys.readouterr()
+    rows = seen.out.splitlines()[2:]
+    assert len({row.rindex(".") for row in rows}) == 1
+    assert all(amount in row for amount, row in zip(amounts, rows, strict=True)), "no cent is lost"
+    assert "left out: label" in seen.err, "what is empty goes first"
+
+
+def test_a_command_is_never_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal: Any = type("Terminal", (io.StringIO,), {"isatty": lambda _: True})()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(render, "columns_of_terminal", lambda: 20)
+    render.warn("go on, when you like, with:\n  gmv-qdrant -w demo/workspace credits --by owner")
+    said = terminal.getvalue().splitlines()
+    assert said[-1] == "  gmv-qdrant -w demo/workspace credits --by owner"
+    assert max(map(len, said[:-1])) <= 20
+
+
 def test_nothing_of_a_name_reaches_the_terminal(workspace: Path) -> None:
     for words in (
         ["credits"],

@@ -98,9 +98,7 @@ def fold(text: str, room: int, indent: str = "") -> str:
     """Lines of at most so many columns, where words allow it; those after the first are indented."""
     import textwrap
 
-    return textwrap.fill(
-        text, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.fill(text, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def note(message: str) -> None:
@@ -293,7 +291,9 @@ def _fitted(
     Empty columns go first, then texts give way, and then the columns on the right go.
     """
     while sum(widths[name] + 2 for name in columns) - 2 > room and len(columns) > 1:
-        narrowest = {name: widths[name] if name in numeric else min(widths[name], _NARROWEST) for name in columns}
+        narrowest = {
+            name: widths[name] if name in numeric else min(widths[name], _NARROWEST) for name in columns
+        }
         if gone := [name for name in columns if name in empty]:
             columns.remove(gone[-1])
         elif sum(narrowest.values()) + 2 * (len(columns) - 1) > room:
