@@ -409,9 +409,11 @@ def test_points_without_the_vector_are_counted(folder: Path, server: Loopback) -
 def test_one_image_under_two_ids(folder: Path, server: Loopback) -> None:
     create(server)
     rows = [{"id": s, "vector": vector(s), "payload": {"uri": f"{folder}/images/{s}.png"}} for s in SEEDS]
-    put(server, [*rows, *({**row, "id": row["id"] + 1_000} for row in rows[:9])])
+    again = [{**row, "id": row["id"] + 1_000} for row in rows[:9]]
+    again[4]["payload"] = {**again[4]["payload"], "owner": "somebody else"}
+    put(server, [*rows, *again])
     summary = adopt(server, folder)
-    assert (summary["new"], summary["same_image"]) == (40, 9)
+    assert (summary["new"], summary["same_image"], summary["other_owner"]) == (40, 9, 1)
     workspace = Workspace(folder / "ws")
     workspace.value([folder / "generated"])
     assert tiny_workspace.values(workspace) == pytest.approx(expected(SEEDS, folder), abs=1e-6)

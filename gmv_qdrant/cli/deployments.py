@@ -110,6 +110,11 @@ def adopt(session: Session, /, workspace: Path | None, as_json: bool, **options:
         note(
             f"  {summary['same_image']:,} points are of an image that another point is of, and count with that"
         )
+    if summary.get("other_owner"):
+        note(
+            f"  {summary['other_owner']:,} of them name another owner, who gets none of its credit: give the first "
+            "point a list of owners"
+        )
     if summary.get("sample_twins"):
         note(
             f"  {summary['sample_twins']:,} of 32 sampled vectors stand in the collection more than once: copies "

@@ -26,7 +26,7 @@ from gmv_qdrant.deployments.encoder_check import (
     common_length,
     name_encoders,
 )
-from gmv_qdrant.deployments.payload_fields import Fields
+from gmv_qdrant.deployments.payload_fields import Fields, pick
 from gmv_qdrant.errors import CollectionMismatch, ImageError, SettingsError, StoreError
 from gmv_qdrant.images.embedded import SCHEME, KeptImages
 from gmv_qdrant.ledger.database import Connection, insert
@@ -281,7 +281,8 @@ class _Reader:
         self._run, self._fields, self._named = parts.run, fields, named
         self._collection = parts.settings.collection
         self.kept = KeptImages(parts.root)
-        self._points: dict[str, int | uuid.UUID] = {}
+        self._first: dict[str, tuple[int | uuid.UUID, str]] = {}
+        """Where images are: the first point of each, and its owners."""
 
     def rows(self, point: Point) -> list[dict[str, str | None]]:
         uri = f"qdrant://{self._collection}/{point.id}"
@@ -291,8 +292,12 @@ class _Reader:
                 self._run.counts["without_uri"] += 1
                 return []
             uri = uris[0]
-            if self._points.setdefault(uri, point.id) != point.id:
-                self._run.counts["same_image"] += 1  # searches pass its point over
+            owners = repr(pick(point.payload, self._fields.owner))
+            first, theirs = self._first.setdefault(uri, (point.id, owners))
+            if first != point.id:  # searches pass its point over
+                self._run.counts["same_image"] += 1
+                if owners != theirs:
+                    self._run.counts["other_owner"] += 1
                 return []
             return self._fields.rows(point, uris)
         except ImageError as error:
