@@ -13,7 +13,7 @@ from loopback import Loopback
 from loopback_grpc import GrpcLoopback
 from samples import MakeStore
 
-from gmv_qdrant.settings import Secret
+from gmv_qdrant.setting_values import Secret
 from gmv_qdrant.vectors.embedded.store import EdgeStore
 from gmv_qdrant.vectors.protocol import CollectionSpec, VectorStore
 from gmv_qdrant.vectors.server.connection import Connection

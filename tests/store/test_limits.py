@@ -17,7 +17,7 @@ from samples import clustered, ids_of
 from served import Bucket
 
 from gmv_qdrant.errors import CollectionMismatch, SettingsError, StoreError, StoreUnavailable
-from gmv_qdrant.settings import Secret
+from gmv_qdrant.setting_values import Secret
 from gmv_qdrant.vectors.protocol import CollectionSpec, SearchParams
 from gmv_qdrant.vectors.search import TunedSearch, default_params, tune_search
 from gmv_qdrant.vectors.server import address, collections, connection

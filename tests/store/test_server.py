@@ -19,7 +19,7 @@ from qdrant_client.http import models as m
 from samples import clustered, ids_of
 
 from gmv_qdrant.errors import CollectionMismatch, GmvError, StoreError, StoreUnavailable
-from gmv_qdrant.settings import Secret
+from gmv_qdrant.setting_values import Secret
 from gmv_qdrant.vectors.protocol import CollectionSpec, PointId, SearchParams
 from gmv_qdrant.vectors.server import collections, connection
 from gmv_qdrant.vectors.server.reader import FIRST_PAGE
