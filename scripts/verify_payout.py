@@ -179,11 +179,11 @@ def find_claims(tables: dict[str, pa.Table]) -> list[dict]:
     """Images that generated ones resemble and that several names bring, near-copies together, and these names."""
     names: dict = {image: set() for image in pc.unique(tables["matches"]["image"]).to_pylist()}
     for image, _, name, _ in rows_of(tables["sources"]):
-        if image in names and name is not None:
-            names[image].add(name)
+        names.get(image, set()).add(name)
+    names = {image: held - {None} for image, held in names.items()}
     group = {image: {image} for image in names}
     for one, other, _ in rows_of(tables["copies"]):
-        if one in names and other in names and names[one] != names[other]:
+        if {one, other} <= names.keys() and names[one] != names[other]:
             joined = group[one] | group[other]
             group.update(dict.fromkeys(joined, joined))
     found = []
@@ -219,7 +219,7 @@ def check_claims(document: dict, claims: list[dict], by_image: dict, amounts: di
     held: Counter = Counter()
     for (kind, name), amount in amounts.items():
         units = [0] * (len(claims) + 1)
-        for image, credited in by_image[kind, name].items() if claims and amount else ():
+        for image, credited in by_image[kind, name].items():
             units[number.get(image, len(claims))] += credited
         doubtful = kind == "named" and any(units[:-1])
         for claim, part in zip(claims, share(units, amount) if doubtful else (), strict=False):
@@ -251,11 +251,10 @@ def check_lines(document: dict, claims: list[dict], by_image: dict) -> None:
         same(f"held of {name!r}", line["held"], held[name])
         due = line["brought"] + line["released"] + line["amount"] - line["held"]
         payable = kind == "named" and name not in excluded and due >= document["minimum"]
-        expected = [0, 0] if kind == "nobody" else [due, 0] if payable else [0, due]
+        expected = {"nobody": [0, 0]}.get(kind, [due, 0] if payable else [0, due])
         same(f"paid and balance of {name!r}", [line["paid"], line["balance"]], expected)
     places = [order(*who, line["units"]) for who, line in lines.items()]
     require(places == sorted(places), "the lines aren't in their order")
-    same("the budget", document["budget"], sum(line["amount"] for line in document["lines"]))
 
 
 def check_previous(document: dict, previous: Path | None) -> None:
@@ -284,6 +283,7 @@ def main() -> int:
         same("generated_images", document["generated_images"], len(tables["generated"]))
         same("batches", document["batches"], sorted(set(tables["generated"]["batch"].to_pylist())))
         check_lines(document, find_claims(tables), credit(tables, document["value_function"]))
+        same("the budget", document["budget"], sum(line["amount"] for line in document["lines"]))
         check_previous(document, given.previous)
     except (Difference, *UNREADABLE) as found:
         print(f"DIFFERS: {found or type(found).__name__}")

@@ -49,8 +49,7 @@ def standing_function(
     if temperature is None and calibration is None:
         temperature, calibration = standing.temperature, standing.calibration
     if temperature is None and calibration is None:
-        names = {version.partition("@")[0] for version in calibrations(source)}
-        calibration = "default" if "default" in names else names.pop() if len(names) == 1 else None
+        calibration = _usual_calibration(source)
     return rule, value_function(
         source,
         calibration=calibration,
@@ -58,6 +57,12 @@ def standing_function(
         temperature=temperature,
         quality_weighted=standing.quality if quality_weighted is None else quality_weighted,
     )
+
+
+def _usual_calibration(source: Readable) -> str | None:
+    """``default``, or the only name there is."""
+    names = {version.partition("@")[0] for version in calibrations(source)}
+    return "default" if "default" in names else names.pop() if len(names) == 1 else None
 
 
 def said(payout: Payout, evidence: Evidence) -> str:
@@ -130,12 +135,8 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
     if stale := _stale(ledger, payout):
         raise LedgerError(f"nothing was recorded: {stale[0]}")
     records = read_records(ledger)
-    for other in records:
-        if not allow_overlap and period.overlaps(*other.days) and _common(other, evidence, root / PAYOUTS):
-            raise SettingsError(
-                f"nothing was recorded: {_overlap(other, payout, evidence, root / PAYOUTS)}, in days of {period.name}; "
-                "name another period or other batches, or add --allow-overlap where both are meant"
-            )
+    if not allow_overlap:
+        _refuse_overlap(root / PAYOUTS, records, payout, evidence, period)
     taken = {other.payout.payout_id for other in records}
     names = [period.name, *(f"{period.name}.{n}" for n in range(2, len(taken) + 3))]
     payout = replace(
@@ -158,6 +159,18 @@ def record(root: Path, ledger: Ledger, terms: Terms, days: str, *, allow_overlap
     with ledger.write() as con:
         write_record(con, kept)
     return payout, said(payout, evidence)
+
+
+def _refuse_overlap(
+    folder: Path, records: Sequence[Record], payout: Payout, evidence: Evidence, period: Period
+) -> None:
+    """Raises `SettingsError` for recorded days that overlap the period, paid by some of the same generated images."""
+    for other in records:
+        if period.overlaps(*other.days) and _common(other, evidence, folder):
+            raise SettingsError(
+                f"nothing was recorded: {_overlap(other, payout, evidence, folder)}, in days of {period.name}; "
+                "name another period or other batches, or add --allow-overlap where both are meant"
+            )
 
 
 def export(root: Path, source: Readable, payout_id: str, target: Path) -> list[Path]:

@@ -208,24 +208,10 @@ Lines = dict[tuple[str, str | None], Line]
 
 def _lines(evidence: Evidence, terms: Terms) -> Lines:
     """By kind and name: units, amount and its interval, zeros included; nobody only where the rule knows nobody."""
-    rows = evidence.rows(
-        """SELECT n.id, n.name, CAST(coalesce(e.units, 0) AS HUGEINT) AS units
-        FROM names n LEFT JOIN (SELECT id, sum(units) AS units FROM earned GROUP BY id) e USING (id)
-        UNION ALL SELECT id, NULL, sum(units) FROM earned WHERE id = $nobody GROUP BY id""",
-        {"nobody": NOBODY},
-    )
-    names = [row["name"] for row in rows if row["id"] != NOBODY]
-    for name in terms.exclusions:
-        if name not in names:
-            known = [other for other in names if other is not None]
-            called = "without a name" if name is None else f"called {name!r}{did_you_mean(name, known)}"
-            raise SettingsError(f"no {terms.by} is {called}, so none can be excluded")
+    credited = _credited(evidence)
+    _refuse_unknown(terms, [line.name for id, line in credited if id != NOBODY])
     evidence.exclude(terms.exclusions)
-    found = []
-    for row in rows:
-        kind = NOBODY_AT_ALL if row["id"] == NOBODY else UNNAMED if row["name"] is None else NAMED
-        if kind == NOBODY_AT_ALL or row["name"] not in terms.exclusions:
-            found.append((Line(kind, row["name"], int(row["units"])), row["id"]))
+    found = [(line, id) for id, line in credited if id == NOBODY or line.name not in terms.exclusions]
     if terms.budget and not any(line.units for line, _ in found):
         why = "everybody who earned credit is excluded" if terms.exclusions else "there is no credit at all"
         raise SettingsError(f"{why}, so nobody could be paid: value generated images first, or exclude fewer")
@@ -238,6 +224,31 @@ def _lines(evidence: Evidence, terms: Terms) -> Lines:
         )
         for (line, id), amount in zip(found, amounts, strict=True)
     }
+
+
+def _credited(evidence: Evidence) -> list[tuple[int, Line]]:
+    """The id of everybody, with kind, name and units, zeros included; `NOBODY` only where the rule knows nobody."""
+    rows = evidence.rows(
+        """SELECT n.id, n.name, CAST(coalesce(e.units, 0) AS HUGEINT) AS units
+        FROM names n LEFT JOIN (SELECT id, sum(units) AS units FROM earned GROUP BY id) e USING (id)
+        UNION ALL SELECT id, NULL, sum(units) FROM earned WHERE id = $nobody GROUP BY id""",
+        {"nobody": NOBODY},
+    )
+    kinds = [
+        NOBODY_AT_ALL if row["id"] == NOBODY else UNNAMED if row["name"] is None else NAMED for row in rows
+    ]
+    return [
+        (row["id"], Line(kind, row["name"], int(row["units"]))) for row, kind in zip(rows, kinds, strict=True)
+    ]
+
+
+def _refuse_unknown(terms: Terms, names: Sequence[str | None]) -> None:
+    """Raises `SettingsError` for an exclusion of a name that there isn't."""
+    for name in terms.exclusions:
+        if name not in names:
+            known = [other for other in names if other is not None]
+            called = "without a name" if name is None else f"called {name!r}{did_you_mean(name, known)}"
+            raise SettingsError(f"no {terms.by} is {called}, so none can be excluded")
 
 
 def _with_interval(line: Line, budget: int, share: tuple[int, int]) -> Line:

@@ -164,6 +164,11 @@ def _today(source: Readable, record: Record, manifest: dict[str, Any]) -> Iterat
             payout.payout_id,
             f"its evidence was changed in the ledger ({', '.join(changed)}), and no run since explains it: by hand",
         )
+    yield from _calibration(source, payout)
+
+
+def _calibration(source: Readable, payout: Payout) -> Iterator[Discrepancy]:
+    """Whether the ledger still has the calibration that a payout went by."""
     function = payout.terms.function
     if function.calibration and function.calibration != LOSS:
         row = calibrations(source).get(function.calibration)

@@ -12,6 +12,23 @@ from gmv_qdrant.accounting.money import allocate
 from gmv_qdrant.accounting.payout import NAMED, Payout
 from gmv_qdrant.errors import SettingsError, did_you_mean
 
+EXPLAINED = pa.schema(
+    {
+        "uri": pa.string(),
+        "image": pa.string(),
+        "credit": pa.float64(),
+        "share": pa.float64(),
+        "generated_images": pa.int64(),
+        "also_claimed_by": pa.list_(pa.string()),
+        "most_by": pa.string(),
+        "batch": pa.string(),
+        "rank": pa.int64(),
+        "distance": pa.float64(),
+        "part": pa.float64(),
+    }
+)
+"""Columns of `explained`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -128,23 +145,24 @@ def explained(evidence: Evidence, payout: Payout, name: str | None, most: int | 
 
     share: of the name's credit. part: of all the credit that the generated image gives.
     """
-    found = earners(evidence, payout, name, images=most, uses=1)
     line = payout.line_of(name)
     total = line.units / UNIT if line else 0.0
-    first = [one.uses[0] for one in found]
-    texts = pa.list_(pa.string())
-    return pa.table(
-        {
-            "uri": pa.array([one.uris[0] if one.uris else None for one in found], pa.string()),
-            "image": pa.array([one.image for one in found], pa.string()),
-            "credit": pa.array([one.credit for one in found], pa.float64()),
-            "share": pa.array([one.credit / total for one in found], pa.float64()),
-            "generated_images": pa.array([one.generated_images for one in found], pa.int64()),
-            "also_claimed_by": pa.array([[n for n in one.names if n != name] for one in found], texts),
-            "most_by": pa.array([use.uri for use in first], pa.string()),
-            "batch": pa.array([use.batch for use in first], pa.string()),
-            "rank": pa.array([use.rank for use in first], pa.int64()),
-            "distance": pa.array([use.distance for use in first], pa.float64()),
-            "part": pa.array([use.part for use in first], pa.float64()),
-        }
-    )
+    rows = []
+    for one in earners(evidence, payout, name, images=most, uses=1):
+        (use,) = one.uses
+        rows.append(
+            {
+                "uri": next(iter(one.uris), None),
+                "image": one.image,
+                "credit": one.credit,
+                "share": one.credit / total,
+                "generated_images": one.generated_images,
+                "also_claimed_by": [other for other in one.names if other != name],
+                "most_by": use.uri,
+                "batch": use.batch,
+                "rank": use.rank,
+                "distance": use.distance,
+                "part": use.part,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=EXPLAINED)

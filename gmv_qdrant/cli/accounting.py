@@ -86,17 +86,21 @@ def _show(rows: Any, out: Path | None, form: str) -> None:
         from gmv_qdrant.accounting.sheets import write_sheet
 
         note(f"wrote {write_sheet(rows, out)}")
-    columns = list(rows[0]) if rows else []
-    if form in ("table", "md"):
-        nothing = {name for name in columns[2:] if not any(float(row[name]) for row in rows)}
-        columns = [name for name in columns if name not in nothing - {"amount", "paid"} and name != "kind"]
     if form == "json" or not out:
         title = f"payout of {terms.currency.text(terms.budget)} {terms.currency.code} by {terms.by}"
-        show(rows, form, columns=columns, title=title)
+        show(rows, form, columns=_columns(rows, people=form in ("table", "md")), title=title)
     if rows.said:
         note(rows.said)
     for sentence in rows.payout.notes:
         warn(sentence)
+
+
+def _columns(rows: Any, *, people: bool) -> list[str]:
+    columns = list(rows[0]) if rows else []
+    if not people:
+        return columns
+    nothing = {name for name in columns[2:] if not any(float(row[name]) for row in rows)}
+    return [name for name in columns if name not in nothing - {"amount", "paid"} and name != "kind"]
 
 
 @payout.command("list")

@@ -30,8 +30,8 @@ EARNERS, USES = 8, 3
 
 RULES = {
     "owner-shapley": "For each generated image, the nearest image of each {by} counts, and credit is the Shapley value "
-    "of having the best match: what a {by} adds on average, over all orders in which they could arrive. A further copy "
-    "of one's own image adds nothing; a nearer image does.",
+    "of having the best match: what each {by} adds on average, over all orders in which they could arrive. A further "
+    "copy of one's own image adds nothing, near-copies of it count as one picture, and a nearer image does add.",
     "shares": "For each generated image, the nearest training images share its credit, the nearer ones more; what "
     "several {by}s bring is shared equally between them.",
 }
