@@ -23,7 +23,7 @@ BITS = 17
 """Of a rounded number; with 2^18 of them in a vector, all sums stay below 2^53."""
 SKETCH = 64
 """Numbers of a sketch of a long vector, which says which pairs are worth a look."""
-ROWS = 256
+ROWS, TOGETHER = 256, 1000
 SCHEMA = pa.schema([("image", pa.int32()), ("other", pa.int32()), ("distance", pa.float64())])
 Read = Callable[[np.ndarray], np.ndarray]
 
@@ -73,33 +73,31 @@ def find(read: Read, metric: str, known: np.ndarray, generated: np.ndarray, keys
     rounded = _Rounded(read, metric, known)
     typical = np.sort(rounded.squares(known, np.roll(known, -1)))[(len(known) - 1) // 2]
     limit = typical * (NEAR**2 if metric == "euclid" else NEAR)
-    pairs = np.empty((0, 2), np.int64)
+    ones, others = np.divmod(_worth_a_look(rounded, known, generated, keys, limit), 1 << 32)
+    squares = rounded.squares(ones, others)
+    near = squares <= limit
+    ratios = squares[near] / (typical or 1)
+    distances = np.sqrt(ratios) if metric == "euclid" else ratios
+    return pa.table([ones[near].astype(np.int32), others[near].astype(np.int32), distances], schema=SCHEMA)
+
+
+def _worth_a_look(
+    rounded: _Rounded, known: np.ndarray, generated: np.ndarray, keys: np.ndarray, limit: float
+) -> np.ndarray:
+    """Pairs of one list whose sketches are near, ascending: int64, the smaller key times 2^32 plus the larger."""
     order = np.argsort(known)
+    places = order[np.searchsorted(known, keys, sorter=order)]
     sketches, scale = rounded.sketches()
-    for found in _lists(generated, np.searchsorted(known, keys, sorter=order)):
-        places = order[found]
-        sketch = sketches[places]
+    pairs = [np.empty(0, np.int64)]
+    for mine in np.split(places, np.flatnonzero(np.diff(generated)) + 1):
+        sketch = sketches[mine]
         lengths = (sketch**2).sum(axis=1)
         near = lengths[:, None] + lengths - 2 * sketch @ sketch.T <= 2 * scale * limit
-        one, other = np.nonzero(np.triu(near, 1))
-        if len(one):
-            new = np.sort(known[np.stack([places[one], places[other]], axis=1)], axis=1)
-            pairs = np.unique(np.concatenate([pairs, new]), axis=0)
-    squares = rounded.squares(pairs[:, 0], pairs[:, 1])
-    pairs, squares = pairs[squares <= limit], squares[squares <= limit]
-    ratios = squares / typical if typical else np.zeros(len(pairs))
-    return pa.table(
-        [
-            pairs[:, 0].astype(np.int32),
-            pairs[:, 1].astype(np.int32),
-            np.sqrt(ratios) if metric == "euclid" else ratios,
-        ],
-        schema=SCHEMA,
-    )
-
-
-def _lists(generated: np.ndarray, places: np.ndarray) -> Iterator[np.ndarray]:
-    yield from np.split(places, np.flatnonzero(np.diff(generated)) + 1) if len(places) else ()
+        found = known[mine[np.stack(np.nonzero(np.triu(near, 1)))]].astype(np.int64)
+        pairs.append((found.min(axis=0) << 32) + found.max(axis=0))
+        if len(pairs) > TOGETHER:
+            pairs = [np.unique(np.concatenate(pairs))]
+    return np.unique(np.concatenate(pairs))
 
 
 class _Rounded:
