@@ -1,17 +1,27 @@
-"""Pictures for the documentation, from real images: the report and the local pages in headless Chromium.
+"""Pictures from real images: the report, the local pages, a printed statement, and terminals of three widths.
 
     python scripts/screenshots.py WORKSPACE IMAGE [OUT]        OUT is docs/pictures unless given
 
-WORKSPACE: any workspace, such as the one that `gmv-qdrant demo` makes. IMAGE: a file to drop on the page.
+WORKSPACE: any workspace, such as the one that `gmv-qdrant demo` makes. IMAGE: a file to drop on the page. Terminals and
+the statement, of the latest recorded payout if there is one, are for the eye of whoever changes them:
+OUT/terminal-*.png, OUT/statement.pdf.
 Needs Chromium and its driver (apt-get install chromium chromium-driver), and the `test` extra.
 """
 
 from __future__ import annotations
 
+import base64
+import fcntl
+import html
+import os
+import pty
 import shutil
 import socket
+import struct
+import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from pathlib import Path
 from typing import Any
@@ -61,6 +71,60 @@ def shoot(
     print(f"{target} {target.stat().st_size / 1024:.0f} KB")
 
 
+def in_terminal(arguments: list[str], columns: int) -> str:
+    """What a command shows on a terminal so wide."""
+    mine, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    command = [sys.executable, "-m", "gmv_qdrant", *arguments]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("COLUMNS", None)
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment) as process:
+        os.close(its)
+        shown = b""
+        try:
+            while block := os.read(mine, 65536):
+                shown += block
+        except OSError:  # how a terminal says that nobody writes to it any more
+            pass
+        process.wait()
+    os.close(mine)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def terminals(driver: Any, workspace: Workspace, folder: Path, out: Path) -> None:
+    """Answers on terminals of 50, 80 and 200 columns."""
+    image = workspace.sql("SELECT uri FROM generated ORDER BY uri LIMIT 1").fetchall()[0][0]
+    asked = {
+        "help": ["--help"],
+        "status": ["status"],
+        "credits": ["credits", "--interval", "95"],
+        "explain": ["explain", image, "-k", "6"],
+        "payout": ["payout", "--budget", "1000", "--currency", "EUR"],
+    }
+    for name, arguments in asked.items():
+        for columns in (50, 80, 200):
+            text = in_terminal(["-w", str(workspace.path), *arguments], columns)
+            page = folder / f"{name}-{columns}.html"
+            page.write_text(
+                f"<meta charset=utf-8><body style='background:#111;color:#eee;margin:12px'>"
+                f"<pre style='font:14px/1.3 monospace;width:{columns}ch;white-space:pre-wrap;word-break:break-all'>"
+                f"{html.escape(text)}</pre>"
+            )
+            size = (columns * 9 + 40, 24 * (text.count("\n") + 4))
+            shoot(driver, page.as_uri(), out / f"terminal-{name}-{columns}.png", size)
+
+
+def statement(driver: Any, workspace: Workspace, folder: Path, out: Path) -> None:
+    """The first name's statement of the latest recorded payout, as it is printed."""
+    if not (recorded := workspace.payouts()):
+        return
+    rows = workspace.payout_record(recorded[-1]["payout"])
+    name = next(row["owner"] for row in rows if row["owner"])
+    driver.get(workspace.statement(name, folder / "statement.html").as_uri())
+    printed = driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    (out / "statement.pdf").write_bytes(base64.b64decode(printed["data"]))
+
+
 def main(workspace: Workspace, image: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     app = application(workspace.path, workspace.published, workspace.settings)
@@ -93,6 +157,8 @@ def main(workspace: Workspace, image: Path, out: Path) -> None:
             driver.implicitly_wait(60)
             driver.find_element("css selector", "#contributors")
             shoot(driver, None, out / "dropped.png", DESKTOP)
+            terminals(driver, workspace, Path(folder), out)
+            statement(driver, workspace, Path(folder), out)
         finally:
             driver.quit()
             server.should_exit = True

@@ -55,7 +55,7 @@ def status(workspace: Any, form: str) -> None:
     found = workspace.status()
     runs = found["runs"]
     facts = [
-        {"about": section, "what": name.replace("_", " "), "is": value}
+        {"about": section, "what": _words(name), "is": value}
         for section, values in found.items()
         if section != "runs"
         for name, value in values.items()
@@ -65,10 +65,24 @@ def status(workspace: Any, form: str) -> None:
         return
     for section, of_section in itertools.groupby(facts, key=lambda fact: fact["about"]):
         write(f"{section}\n")
-        write("".join(f"  {fact['what']:<24}{cell(fact['is'])}\n" for fact in of_section))
+        write("".join(f"  {fact['what']:<24}{_fact(fact['is'])}\n" for fact in of_section))
+    write("latest runs\n")
     for run in runs:
-        counts = ", ".join(f"{value:,} {name}" for name, value in run["counts"].items() if value)
-        write(f"{run['started_at']:%Y-%m-%d %H:%M} {run['verb']} {run['status']}  {counts}\n")
+        counts = ", ".join(f"{cell(value)} {_words(name)}" for name, value in run["counts"].items() if value)
+        write(
+            f"  {run['started_at']:%Y-%m-%d %H:%M}  {run['verb']} {run['status']}: {counts or 'nothing to do'}\n"
+        )
+
+
+def _fact(value: Any) -> str:
+    """A value for people; of several that belong together, those that say something."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(name)} {cell(held)}" for name, held in value.items() if held) or cell(None)
+    return cell(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 @click.command()
