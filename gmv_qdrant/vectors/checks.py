@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.vectors.protocol import CollectionSpec, Hits, Payload, PointId, VectorDistance
+from gmv_qdrant.vectors.protocol import CollectionSpec, Hits, Payload, Point, PointId, VectorDistance
 
 MAX_INT_ID = 2**64 - 1
 TIES, MOST_TIES = 16, 4_096
@@ -63,20 +63,26 @@ def check_batch(
     return check_ids(ids), check_vectors(vectors, spec)
 
 
-def check_pairs(
-    ids: Sequence[PointId], vectors: np.ndarray, spec: CollectionSpec
-) -> tuple[list[PointId], np.ndarray]:
-    """Checked ids and vectors without payloads."""
-    if len(ids) != len(vectors):
-        raise StoreError(
-            f"{len(ids)} ids and {len(vectors)} vectors do not belong together: give one per point."
-        )
-    return check_ids(ids), check_vectors(vectors, spec)
-
-
 def check_limit(limit: int) -> None:
     if limit < 1:
         raise StoreError(f"a search for {limit} points finds nothing: ask for at least 1.")
+
+
+def asked_payload(fields: Sequence[str] | None) -> bool | list[str]:
+    """What both engines take: all, none, or these fields."""
+    return True if fields is None else list(fields) if fields else False
+
+
+def asked_vectors(spec: CollectionSpec, with_vectors: bool) -> bool | list[str]:
+    """Only the vector of ``spec``, whatever others a point has."""
+    return [spec.vector_name] if with_vectors and spec.vector_name else with_vectors
+
+
+def point_of(point: PointId, payload: Mapping[str, Any] | None, vector: Any, spec: CollectionSpec) -> Point:
+    """A point from an engine's record."""
+    if isinstance(vector, dict):
+        vector = vector.get(spec.vector_name)
+    return Point(point, dict(payload or {}), None if vector is None else np.asarray(vector, dtype=np.float32))
 
 
 def to_distances(scores: Sequence[float], distance: VectorDistance) -> np.ndarray:

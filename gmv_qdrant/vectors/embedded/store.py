@@ -13,7 +13,16 @@ import numpy as np
 import qdrant_edge as q
 
 from gmv_qdrant.errors import StoreError
-from gmv_qdrant.vectors.checks import check_batch, check_ids, check_limit, check_vectors, settled
+from gmv_qdrant.vectors.checks import (
+    asked_payload,
+    asked_vectors,
+    check_batch,
+    check_ids,
+    check_limit,
+    check_vectors,
+    point_of,
+    settled,
+)
 from gmv_qdrant.vectors.embedded import optimize as optimizer
 from gmv_qdrant.vectors.embedded.codec import search_params
 from gmv_qdrant.vectors.embedded.segments import (
@@ -123,8 +132,8 @@ class EdgeStore:
                 "read points",
                 "retrieve",
                 batch,
-                with_payload=_payload(fields),
-                with_vector=self._wanted(with_vectors),
+                with_payload=asked_payload(fields),
+                with_vector=asked_vectors(self._spec, with_vectors),
             )
             found += [self._point(r) for r in records]
         return found
@@ -132,7 +141,7 @@ class EdgeStore:
     def scroll(
         self, *, with_vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[list[Point]]:
-        for records in self._pages(_payload(fields), self._wanted(with_vectors)):
+        for records in self._pages(asked_payload(fields), asked_vectors(self._spec, with_vectors)):
             yield [self._point(r) for r in records]
 
     def ids(self) -> Iterator[list[PointId]]:
@@ -230,14 +239,7 @@ class EdgeStore:
         return [q.Point(i, {name: row}, dict(p)) for i, row, p in zip(ids, rows, payloads, strict=True)]
 
     def _point(self, record: Any) -> Point:
-        vector = record.vector
-        if isinstance(vector, dict):
-            vector = vector.get(self._spec.vector_name)
-        row = None if vector is None else np.asarray(vector, dtype=np.float32)
-        return Point(record.id, dict(record.payload or {}), row)
-
-    def _wanted(self, with_vectors: bool) -> bool | list[str]:
-        return [self._spec.vector_name] if with_vectors and self._spec.vector_name else with_vectors
+        return point_of(record.id, record.payload, record.vector, self._spec)
 
     def _pages(self, payload: Any, vectors: Any) -> Iterator[list[Any]]:
         offset = None
@@ -248,7 +250,3 @@ class EdgeStore:
                 yield records
             if offset is None:
                 return
-
-
-def _payload(fields: Sequence[str] | None) -> bool | list[str]:
-    return True if fields is None else list(fields) if fields else False

@@ -11,7 +11,15 @@ from pydantic import ValidationError
 from qdrant_client import models as m
 
 from gmv_qdrant.errors import SettingsError, StoreError
-from gmv_qdrant.vectors.checks import check_ids, check_limit, check_vectors, settled
+from gmv_qdrant.vectors.checks import (
+    asked_payload,
+    asked_vectors,
+    check_ids,
+    check_limit,
+    check_vectors,
+    point_of,
+    settled,
+)
 from gmv_qdrant.vectors.protocol import (
     CollectionSpec,
     Hits,
@@ -176,7 +184,10 @@ class ServerReader:
         self, ids: Sequence[PointId], *, with_vectors: bool = False, fields: Sequence[str] | None = None
     ) -> list[Point]:
         wanted = list(dict.fromkeys(check_ids(ids)))
-        what: dict[str, Any] = {"with_payload": _payload(fields), "with_vectors": self._wanted(with_vectors)}
+        what: dict[str, Any] = {
+            "with_payload": asked_payload(fields),
+            "with_vectors": asked_vectors(self._spec, with_vectors),
+        }
 
         def read(part: Sequence[PointId]) -> list[Point]:
             if self._only:  # retrieval by id takes no filter
@@ -223,8 +234,8 @@ class ServerReader:
                 scroll_filter=only,
                 limit=min(page, most()),
                 offset=offset,
-                with_payload=_payload(fields),
-                with_vectors=self._wanted(with_vectors),
+                with_payload=asked_payload(fields),
+                with_vectors=asked_vectors(self._spec, with_vectors),
             )
 
         while True:
@@ -326,15 +337,8 @@ class ServerReader:
             return self._strict.page
         return max(1, min(self._strict.page, PAGE_BYTES // (self._spec.dim * NUMBER_BYTES)))
 
-    def _wanted(self, with_vectors: bool) -> bool | list[str]:
-        return [self._spec.vector_name] if with_vectors and self._spec.vector_name else with_vectors
-
     def _point(self, record: m.Record) -> Point:
-        vector: Any = record.vector
-        if isinstance(vector, dict):
-            vector = vector.get(self._spec.vector_name)
-        row = None if vector is None else np.asarray(vector, dtype=np.float32)
-        return Point(our_id(record.id), dict(record.payload or {}), row)
+        return point_of(our_id(record.id), record.payload, record.vector, self._spec)
 
 
 def parse_filter(given: Mapping[str, Any] | None) -> m.Filter | None:
@@ -350,7 +354,3 @@ def parse_filter(given: Mapping[str, Any] | None) -> m.Filter | None:
             f"the filter isn't one that Qdrant takes ({where or 'filter'}: {first['msg']}): give an object such as "
             '{"must": [{"key": "customer", "match": {"value": "a"}}]}'
         ) from None
-
-
-def _payload(fields: Sequence[str] | None) -> bool | list[str]:
-    return True if fields is None else list(fields) if fields else False
