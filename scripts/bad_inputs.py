@@ -493,6 +493,10 @@ def _stop(*_: object) -> None:
     raise TooSlow
 
 
+def keep_time() -> None:
+    signal.signal(signal.SIGALRM, _stop)
+
+
 def survives(make: Make) -> str:
     """What went wrong, if anything did."""
     with tempfile.TemporaryDirectory() as root:
@@ -548,7 +552,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--depth", type=int, default=5, help="cuts and changes of each file  [default: 5]")
     parser.add_argument("--only", choices=KINDS, help="one kind")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGALRM, _stop)
+    keep_time()
     tried: dict[str, int] = defaultdict(int)
     failed: dict[str, list[str]] = defaultdict(list)
     started = time.perf_counter()

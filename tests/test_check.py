@@ -161,6 +161,10 @@ FILE_DAMAGE: dict[str, tuple[str, Callable[[Workspace], Any]]] = {
         "are not in the store",
         lambda w: store_points(w, lambda s: s.delete([tiny_workspace.point(3)])),
     ),
+    "flipped vector of the store": (
+        "1 files of the store's vectors are damaged",
+        lambda w: flip(next(w.path.glob("qdrant/**/chunk_0.*")), 192 * 4 * 3 + 1),
+    ),
     "left-over point": ("were left behind by runs", leave_over),
     "wrong payload": ("a source that is not theirs", lambda w: store_points(w, rename_payload)),
 }
@@ -181,6 +185,26 @@ def test_damage_is_found_and_mended(repaired: Workspace, damage: str) -> None:
     assert repaired.stale() == 0
     assert tiny_workspace.values(repaired, 3) == pytest.approx(expected, abs=1e-9)
     assert tiny_workspace.owners(repaired, 3) == pytest.approx(owners, abs=1e-9)
+
+
+def test_a_flipped_byte_of_vectors_or_codes_is_found_even_after_another_run(root: Path) -> None:
+    settings = {**tiny_workspace.SETTINGS, "quantization": "pq"}
+    made = Workspace.init(root / "workspace", **settings)
+    made.ingest(tiny_workspace.write(root / "a", range(300)), owner="ada")
+    made.value(tiny_workspace.write(root / "g", range(500, 505)))
+    assert made.check() == []
+    expected = tiny_workspace.values(made)
+    for name in ("matrix.dat", "quantized.data"):
+        (file,) = made.path.glob(f"qdrant/**/{name}")
+        flip(file, 5000)
+        made.ingest(tiny_workspace.write(root / name, [600]), owner="bo")  # writes, and closes the store
+        assert [finding.kind for finding in made.check()] == ["damaged files"]
+        assert "computed again" in gmv(made, "check")[2]
+        made.withdraw(owner="bo")
+        assert all(finding.repaired for finding in made.check(repair=True))
+        assert made.check(read_images=True) == []
+        assert tiny_workspace.values(made) == pytest.approx(expected, abs=1e-9)
+        made.ingest(tiny_workspace.write(root / "a", range(300)), owner="ada")
 
 
 def test_the_mended_workspace_is_whole(repaired: Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_claims_are_pairs_of_different_owners(workspace: Path) -> None:
     assert {first["owners"], first["other_owners"]} == {"Ada", "Bay"}
     nearest = Workspace(workspace).copies(top=1).project("among_training").fetchall()[0][0]
     assert 0 <= nearest <= 2 / 60
+
+
+def test_withdrawn_images_are_nobodys_neighbours(workspace: Path, tmp_path: Path) -> None:
+    copy = Workspace(shutil.copytree(workspace, tmp_path / "copy"))
+    copy.copies(training=True)
+    copy.withdraw(owner="Bay")
+    gone = "(SELECT training_key FROM training WHERE version_withdrawn IS NOT NULL)"
+    for column in ("training_key", "neighbour_key"):
+        assert copy.sql(f"SELECT count(*) FROM neighbours WHERE {column} IN {gone}").fetchall() == [(0,)]
+    assert copy.sql("SELECT count(*) > 0 FROM neighbours").fetchall() == [(True,)]
 
 
 def test_a_batch_is_a_control_set_or_not(workspace: Path) -> None:

@@ -374,11 +374,10 @@ WITH pairs AS (
     SELECT least(training_key, neighbour_key) AS a, greatest(training_key, neighbour_key) AS b, min(distance) AS distance
     FROM neighbours GROUP BY ALL
 ), own AS (
-    SELECT min(distance) AS distance FROM neighbours WHERE rank = 1 GROUP BY training_key
+    SELECT min(distance) AS distance FROM neighbours GROUP BY training_key
 )
 SELECT x.uri AS one, array_to_string(x.owners, '; ') AS owners, y.uri AS other, array_to_string(y.owners, '; ') AS other_owners, p.distance,
        (SELECT count(*) FILTER (WHERE own.distance <= p.distance) / count(*) FROM own) AS among_training
 FROM pairs p JOIN _gmv_owners(NULL) x ON x.training_key = a JOIN _gmv_owners(NULL) y ON y.training_key = b
-JOIN training t ON t.training_key = a AND t.version_withdrawn IS NULL JOIN training u ON u.training_key = b AND u.version_withdrawn IS NULL
 WHERE x.owners IS DISTINCT FROM y.owners
 ORDER BY p.distance, one, other;

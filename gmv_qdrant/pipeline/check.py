@@ -242,6 +242,12 @@ def points(ledger: Ledger, spaces: Spaces) -> Iterator[Finding]:
     if missing:
         sentence = f"{len(missing)} training images of the ledger are not in the store, so nobody is matched with them"
         yield Finding("points", len(missing), sentence, keys=missing)
+    if files := spaces.store.damaged():
+        sentence = (
+            f"{len(files)} files of the store's vectors are damaged: {_some(files)}; put the folder 'qdrant' back from "
+            "a copy, or have all of them computed again with 'gmv-qdrant check --repair'"
+        )
+        yield Finding("damaged files", len(files), sentence)
     if not spaces.owned or not unknown:
         return
     withdrawn = withdrawn_among(ledger, unknown)

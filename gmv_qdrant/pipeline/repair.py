@@ -6,6 +6,7 @@ Each step leaves the workspace no worse when it is killed, and the whole is chec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,15 @@ def _point_vectors(parts: Assembly, finding: Finding) -> str | None:
     return f"{said}; all generated images were valued again"
 
 
+def _damaged_files(parts: Assembly, finding: Finding) -> str | None:
+    """All recall vectors, for nobody knows which were hit."""
+    ids = parts.ledger.query("SELECT point_id FROM training WHERE version_withdrawn IS NULL")
+    said = _point_vectors(parts, replace(finding, keys=ids["point_id"].to_pylist()))
+    parts.spaces.store.purge()
+    parts.spaces.store.optimize()
+    return said
+
+
 def _embed_points(parts: Assembly, points: Sequence[str]) -> str | None:
     if not parts.spaces.owned:
         return None
@@ -228,6 +238,7 @@ _REPAIRS: dict[str, Callable[[Assembly, Finding], str | None]] = {
     "withdrawn points": _withdrawn,
     "points": _points,
     "point vectors": _point_vectors,
+    "damaged files": _damaged_files,
     "payloads": _payloads,
     "training vectors": _training_vectors,
     "generated vectors": _generated_vectors,

@@ -213,3 +213,7 @@ def _bury(con: Connection, run: Run, reason: str) -> None:
         """,
         [run.training_version, utc_now(), reason],
     )
+    con.execute(
+        """DELETE FROM neighbours WHERE training_key IN (SELECT training_key FROM gone)
+        OR neighbour_key IN (SELECT training_key FROM gone)"""
+    )

@@ -14,6 +14,7 @@ import qdrant_edge as q
 
 from gmv_qdrant.errors import CollectionMismatch, StoreError, StoreUnavailable
 from gmv_qdrant.vectors.embedded.codec import shard_config
+from gmv_qdrant.vectors.embedded.digests import Digests
 from gmv_qdrant.vectors.embedded.purge import ShardWriter, moving_dirs, settle_move, shard_bytes
 from gmv_qdrant.vectors.embedded.segments import collection_dir, write_note
 from gmv_qdrant.vectors.ownership import Owner
@@ -45,6 +46,8 @@ class Shard:
                 "computed again with 'gmv-qdrant check --repair'."
             )
         self._engine: q.EdgeShard | None = None
+        self.digests = Digests(self.dir)
+        self._writing = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             # Not bound to a thread: any may close the store.
@@ -82,7 +85,11 @@ class Shard:
 
     def release(self) -> None:
         try:
-            self.shut()
+            if self._engine is not None:
+                self.shut()
+                self.digests.note()
+        except OSError as e:
+            raise StoreError(f"cannot write to the store's folder {self.path}: {e.strerror or e}.") from e
         finally:
             self._lock.release()
 
@@ -100,11 +107,13 @@ class Shard:
             self.run("write anew", fresh.take, records)
         self.run("write anew", fresh.close)
         self.shut()
+        self.digests.forget()
         draft.rename(whole)
         self.load()
 
     def configure(self, *, graph: bool) -> None:
         """Leave the configuration on disk, where an optimizing process finds it. The shard must be shut."""
+        self.run("configure", self.digests.forget_tail)
         self.run("configure", self._open, graph=graph).close()
 
     def do(self, action: str, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -116,6 +125,9 @@ class Shard:
     def write(self, action: str, operation: q.UpdateOperation) -> None:
         if not self.dir.is_dir():  # the engine would go on writing into a deleted folder
             raise self._vanished()
+        if not self._writing:
+            self.run(action, self.digests.forget_tail)
+            self._writing = True
         self.do(action, "update", operation)
 
     def run(self, action: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

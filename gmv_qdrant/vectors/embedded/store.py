@@ -186,6 +186,9 @@ class EdgeStore:
         self._shard.rewrite(self._pages(True, True))
         self._shard.note()
 
+    def damaged(self) -> list[str]:
+        return self._shard.run("compare its files", self._shard.digests.differing)  # type: ignore[no-any-return]
+
     def status(self) -> StoreStatus:
         """As of now: flushes first, then reads the files (`read_status` is the same for other processes)."""
         self.flush()

@@ -134,6 +134,10 @@ class ServerStore(ServerReader):
     def purge(self) -> None:
         """Nothing to do here: the server vacuums its segments by itself, when a fifth of one was deleted."""
 
+    def damaged(self) -> list[str]:
+        """Nothing to say: a server's files are its own."""
+        return []
+
     def enable_quantization(self, kind: Quantization = "pq", patience: float = 3_600.0) -> StoreStatus:
         """Quantize the collection in place, and return when it is really done. The one change we make to it.
 
