@@ -391,10 +391,11 @@ def bombs(count: int) -> Outcomes:
 
 # -- the table -------------------------------------------------------------------------------------------------------
 
-IMAGES = ("damaged images", "files that are no images", "odd pixels", "Parquet", "archives", "file system")
+TABLES = ("tables", "sidecars")
+IMAGES = tuple(kind for kind in bad_inputs.KINDS if kind not in TABLES)
 KINDS: dict[str, tuple[str, Callable[[int], Outcomes], int, int]] = {
     "inputs": ("bad inputs: images, Parquet, archives, file system", partial(inputs, kinds=IMAGES), 5, 1),
-    "tables": ("bad tables and sidecars", partial(inputs, kinds=("tables and sidecars",)), 1, 1),
+    "tables": ("bad tables and sidecars", partial(inputs, kinds=TABLES), 1, 1),
     "tiffs": ("kinds of TIFF", tiffs, 1, 1),
     "kills": ("kill -9", kills, 100, 5),
     "cuts": ("power cuts", cuts, 60, 6),

@@ -70,21 +70,8 @@ class RayEngine:
         """Raises `ModelError` when the cluster gives up, `SettingsError` when there is none."""
         ray = _ray()
         with _cluster(ray) as resources:
-            gpus = 0.0 if self.settings.device == "cpu" else resources.get("GPU", 0.0)
-            kind = "gpu" if gpus else "cpu"
-            threads = self.settings.workers or THREADS[kind]
-            cpus = resources.get("CPU", 1.0)
-            count = self.settings.ray_workers or max(1, int(gpus) or int(cpus // threads))
-            make = ray.remote(Worker).options(
-                num_cpus=min(
-                    threads, max(cpus - 1, 0.5) / count
-                ),  # never more than there is: that waits for ever
-                num_gpus=min(1.0, gpus / count),
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )
-            settings = self.settings.replaced(workers=threads, qdrant_api_key=None)
-            workers = [make.remote(settings, self.fingerprint, self.options) for _ in range(count)]
+            kind, workers = self._workers(ray, resources)
+            count = len(workers)
             parts = (part for chunk in chunks for part in batched(chunk, ROWS[kind]))
             turns = itertools.cycle(workers)
             waiting = deque(next(turns).embed.remote(part) for part in itertools.islice(parts, AHEAD * count))
@@ -97,6 +84,22 @@ class RayEngine:
                     f"the Ray cluster gave up on this run ({_line(error)}): all that was written before is safe, run "
                     "the command again when the cluster is well"
                 ) from error
+
+    def _workers(self, ray: Any, resources: Mapping[str, float]) -> tuple[str, list[Any]]:
+        """What they compute on, ``cpu`` or ``gpu``; and as many as the cluster has room for, or the settings say."""
+        gpus = 0.0 if self.settings.device == "cpu" else resources.get("GPU", 0.0)
+        kind = "gpu" if gpus else "cpu"
+        threads = self.settings.workers or THREADS[kind]
+        cpus = resources.get("CPU", 1.0)
+        count = self.settings.ray_workers or max(1, int(gpus) or int(cpus // threads))
+        make = ray.remote(Worker).options(
+            num_cpus=min(threads, max(cpus - 1, 0.5) / count),  # more than there is waits for ever
+            num_gpus=min(1.0, gpus / count),
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
+        settings = self.settings.replaced(workers=threads, qdrant_api_key=None)
+        return kind, [make.remote(settings, self.fingerprint, self.options) for _ in range(count)]
 
 
 def _ray() -> Any:

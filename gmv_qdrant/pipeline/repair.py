@@ -32,22 +32,21 @@ def repair(parts: Assembly, findings: list[Finding], *, read_images: bool = Fals
     """Mend, bring the credits up to date, and check again: what is still wrong then is not marked as repaired."""
     if any(finding.kind == "fingerprint" for finding in findings):
         return findings  # by another model's vectors nothing can be repaired
-    said = {}
-    for finding in sorted(findings, key=lambda one: _ORDER.index(one.kind) if one.kind in _ORDER else -1):
-        if finding.kind in _REPAIRS:
-            said[id(finding)] = _REPAIRS[finding.kind](parts, finding)
+    mendable = [finding for finding in findings if finding.kind in _REPAIRS]
+    mendable.sort(key=lambda one: _ORDER.index(one.kind))
+    said = [(finding, _REPAIRS[finding.kind](parts, finding)) for finding in mendable]
     if not parts.spaces.owned or not differing(parts.ledger, parts.spaces.store)[0]:
         update(parts.run, parts.ledger, parts.spaces, parts.matcher(), parts.progress)
     left = check(parts, read_images=read_images)
     parts.run.counts["repaired"] = len(said)
-    still = {(finding.kind, finding.sentence) for finding in left}
-    for finding in findings:
-        if id(finding) in said and (finding.kind, finding.sentence) not in still:
-            finding.repaired = said[id(finding)]
-    known = {(finding.kind, finding.sentence) for finding in findings}
-    return findings + [
-        one for one in left if (one.kind, one.sentence) not in known and one.kind != "unfinished"
-    ]
+    for finding, what in said:
+        if not _among(finding, left):
+            finding.repaired = what
+    return findings + [one for one in left if one.kind != "unfinished" and not _among(one, findings)]
+
+
+def _among(finding: Finding, others: list[Finding]) -> bool:
+    return any((one.kind, one.sentence) == (finding.kind, finding.sentence) for one in others)
 
 
 # -- the ledger ------------------------------------------------------------------------------------------------------
