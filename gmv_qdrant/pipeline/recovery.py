@@ -119,12 +119,8 @@ def misnamed(ledger: Ledger, points: Sequence[Point]) -> dict[str, str]:
 
 def withdrawn_among(ledger: Ledger, points: Sequence[PointId]) -> list[str]:
     """Those of these points that the ledger says were withdrawn."""
-    return _of(ledger, points, "version_withdrawn IS NOT NULL")
-
-
-def _of(ledger: Ledger, points: Sequence[PointId], condition: str) -> list[str]:
     rows = ledger.query(
-        f"SELECT point_id FROM training JOIN points USING (point_id) WHERE {condition}",
+        "SELECT point_id FROM training JOIN points USING (point_id) WHERE version_withdrawn IS NOT NULL",
         points=pa.table({"point_id": pa.array([str(point) for point in points], pa.string())}),
     )
     found: list[str] = rows["point_id"].to_pylist()
