@@ -53,6 +53,7 @@ def _lazy(create: Any) -> Any:
 def index(server: Loopback, ef_needed: int) -> None:
     """The server gets to its index: a graph that a narrow search finds half of its neighbours in."""
     collection = server.collections["training"]
+    collection.threshold = 1  # a server leaves so few vectors alone by itself
     collection.build()
     assert collection.shard.info().indexed_vectors_count == len(TRAINING)
     collection.ef_needed = ef_needed
