@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from gmv_qdrant.accounting.near_copies import SCHEMA, near_copies
 from gmv_qdrant.errors import LedgerError, SettingsError, did_you_mean
-from gmv_qdrant.ledger.database import Readable, literal
+from gmv_qdrant.ledger.database import Readable, literal, read_rows
 from gmv_qdrant.ledger.queries import ValueFunction
 from gmv_qdrant.ledger.schema import intervals
 
@@ -141,9 +141,7 @@ class Evidence:
 
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Rows as dicts, integers of any size exact."""
-        done = self._con.execute(sql, parameters or None)
-        names = [column[0] for column in done.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in done.fetchall()]
+        return read_rows(self._con, sql, parameters)
 
     def table(self, name: str) -> pa.Table:
         """A table of `COLUMNS`, in its order."""

@@ -37,7 +37,7 @@ def near_copies(root: Path, source: Readable, batches: str) -> pa.Table | None:
     from gmv_qdrant.pipeline.spaces import FOLDER, MAX_STORED_BYTES, Shape
     from gmv_qdrant.vectors.matrices import Matrix
 
-    meta = dict(zip(*source.query("SELECT key, value FROM meta").to_pydict().values(), strict=True))
+    meta = source.meta()
     if "rerank_shape" not in meta:
         return None
     shape = Shape.parse(meta["rerank_shape"])

@@ -15,6 +15,7 @@ from gmv_qdrant.vectors.protocol import CollectionSpec
 
 def store_status(root: Path, settings: Settings, meta: Mapping[str, str]) -> dict[str, Any]:
     """The state of the store. An embedded one is read off the disk, so that it answers while a run writes."""
+    from gmv_qdrant.vectors import EDGE_FOLDER
     from gmv_qdrant.vectors.embedded.segments import read_status
 
     if "recall_shape" not in meta:
@@ -27,7 +28,7 @@ def store_status(root: Path, settings: Settings, meta: Mapping[str, str]) -> dic
         vector_name=settings.vector_name,
         quantization=settings.quantization,
     )
-    return dataclasses.asdict(read_status(root / "qdrant", spec))
+    return dataclasses.asdict(read_status(root / EDGE_FOLDER, spec))
 
 
 def _server_status(settings: Settings, meta: Mapping[str, str]) -> dict[str, Any]:
